@@ -1,0 +1,262 @@
+"""A bundle: the directory that is flashed to a device. `Manifest` is what it says of itself.
+
+Everything is verified before it is used: the manifest against ``manifest.sha256``, each file against the
+size and SHA-256 in the manifest. docs/bundle.md gives the format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.errors import InputError, IntegrityError
+from device_runtime.tensors import TensorSpec, Weights, canonical_json, model_id, sha256
+from device_runtime.weights import load_weights
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_HASH = "manifest.sha256"
+TRAIN_ARTIFACT = "train.tflite"
+INFER_ARTIFACT = "infer.tflite"
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.npz"
+FILES = (TRAIN_ARTIFACT, INFER_ARTIFACT, WEIGHTS, GOLDEN)
+SUFFIX = ".bundle"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hexadecimal) of one file of a bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of one signature of the training artifact."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec:
+        """The input with this name; KeyError where there is none."""
+        return {spec.name: spec for spec in self.inputs}[name]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        name: the model's name in the registry that it came from.
+        version: monotonic; a newer bundle has a larger one.
+        files: size and hash of every file but the manifest.
+        signatures: of ``train.tflite``: train, evaluate, infer, set_weights, get_weights.
+        tensors: the trainable weights, in the order that every weight file and update has.
+        loss: the name of the training loss.
+        metric: the name of the evaluation metric.
+        runtime: the class of runtime that it needs.
+        created: when and with what versions it was made.
+    """
+
+    name: str
+    version: int
+    files: Mapping[str, FileEntry]
+    signatures: Mapping[str, Signature]
+    tensors: tuple[TensorSpec, ...]
+    loss: str
+    metric: str
+    runtime: str
+    created: Mapping[str, str]
+
+    @cached_property
+    def model_id(self) -> str:
+        """Identity of the weights' layout; see `device_runtime.tensors.model_id`."""
+        return model_id(self.name, self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        return sum(spec.size for spec in self.tensors)
+
+    def dump(self) -> bytes:
+        """Canonical JSON bytes: what is hashed, and what identifies the bundle."""
+        return canonical_json(
+            {
+                "format_version": FORMAT_VERSION,
+                "name": self.name,
+                "version": self.version,
+                "model_id": self.model_id,
+                "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in self.files.items()},
+                "signatures": {
+                    name: {
+                        "inputs": [spec.to_json() for spec in signature.inputs],
+                        "outputs": [spec.to_json() for spec in signature.outputs],
+                    }
+                    for name, signature in self.signatures.items()
+                },
+                "tensors": [spec.to_json() for spec in self.tensors],
+                "loss": self.loss,
+                "metric": self.metric,
+                "runtime": self.runtime,
+                "created": dict(self.created),
+            }
+        )
+
+    @classmethod
+    def load(cls, data: bytes, where: str = MANIFEST) -> Manifest:
+        """Read what `dump` wrote.
+
+        Raises:
+            IntegrityError: naming the field that is missing or of another form.
+        """
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            raise IntegrityError(f"{where}: not JSON") from None
+        reader = _Reader(value, where)
+        if reader.integer("format_version") != FORMAT_VERSION:
+            raise IntegrityError(f"{where}.format_version: this runtime reads version {FORMAT_VERSION}")
+        manifest = cls(
+            name=reader.text("name"),
+            version=reader.integer("version"),
+            files={
+                name: FileEntry(entry.integer("size"), entry.text("sha256"))
+                for name, entry in reader.objects("files").items()
+            },
+            signatures={
+                name: Signature(entry.tensors("inputs"), entry.tensors("outputs"))
+                for name, entry in reader.objects("signatures").items()
+            },
+            tensors=reader.tensors("tensors"),
+            loss=reader.text("loss"),
+            metric=reader.text("metric"),
+            runtime=reader.text("runtime"),
+            created={name: str(text) for name, text in reader.mapping("created").items()},
+        )
+        missing = sorted(set(FILES) - set(manifest.files))
+        if missing:
+            raise IntegrityError(f"{where}.files: {', '.join(missing)} missing")
+        for name in manifest.files:
+            if Path(name).name != name or name in ("", ".", ".."):
+                raise IntegrityError(f"{where}.files: {name!r} is not a plain file name")
+        if any(None in spec.shape for spec in manifest.tensors):
+            raise IntegrityError(f"{where}.tensors: a weight's shape has a free dimension")
+        if reader.text("model_id") != manifest.model_id:
+            raise IntegrityError(f"{where}.model_id: does not fit the name and tensors")
+        return manifest
+
+
+class Bundle:
+    """A verified bundle on disk."""
+
+    def __init__(self, path: Path, manifest: Manifest, identity: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.identity = identity
+        """SHA-256 of the manifest's bytes: since the manifest holds all hashes, it identifies every byte."""
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def initial_weights(self) -> Weights:
+        """The weights that the bundle was exported with, float32, in the manifest's order."""
+        return load_weights(self.file(WEIGHTS).read_bytes(), self.manifest.tensors, str(self.file(WEIGHTS)))
+
+    def golden(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of ``golden.npz``; see `device_runtime.selftest`."""
+        with np.load(self.file(GOLDEN), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Verify the bundle at `path`, or the only one in the folder `path`, and return it.
+
+    Raises:
+        InputError: there is no bundle, or more than one.
+        IntegrityError: a file is missing, or its bytes are not those that the manifest names.
+    """
+    path = _find(path)
+    data = _read(path / MANIFEST)
+    if _read(path / MANIFEST_HASH) != manifest_hash_file(data):
+        raise IntegrityError(f"{path / MANIFEST}: does not match {MANIFEST_HASH}: changed or damaged; copy it again")
+    manifest = Manifest.load(data, str(path / MANIFEST))
+    for name, entry in manifest.files.items():
+        verify_file(_read(path / name), entry, str(path / name))
+    return Bundle(path, manifest, sha256(data))
+
+
+def verify_file(data: bytes, entry: FileEntry, where: str) -> None:
+    """Raise `IntegrityError`, naming `where`, unless `data` has the size and SHA-256 of `entry`."""
+    if len(data) != entry.size:
+        raise IntegrityError(f"{where}: {len(data)} bytes, the manifest says {entry.size}; copy it again")
+    if sha256(data) != entry.sha256:
+        raise IntegrityError(f"{where}: its SHA-256 is not the manifest's: changed or damaged; copy it again")
+
+
+def manifest_hash_file(manifest: bytes) -> bytes:
+    """The content of ``manifest.sha256``, in the form that ``sha256sum --check`` reads."""
+    return f"{sha256(manifest)}  {MANIFEST}\n".encode()
+
+
+def _find(path: Path) -> Path:
+    if (path / MANIFEST).is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{path}: no such bundle; make one with 'pocketfed export'")
+    found = sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
+    if len(found) != 1:
+        names = ", ".join(child.name for child in found) or "none"
+        raise InputError(f"{path}: expected a bundle, or a folder that holds exactly one; found {names}")
+    return found[0]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{path}: {error.strerror}; the bundle is incomplete") from None
+
+
+class _Reader:
+    """Fields of a JSON object, each checked for its type, with errors that name the field."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise IntegrityError(f"{where}: expected a JSON object")
+        self._value = value
+        self._where = where
+
+    def _field(self, name: str, kind: type, expected: str) -> Any:
+        value = self._value.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise IntegrityError(f"{self._where}.{name}: expected {expected}")
+        return value
+
+    def text(self, name: str) -> str:
+        return str(self._field(name, str, "a string"))
+
+    def integer(self, name: str) -> int:
+        value = int(self._field(name, int, "a whole number"))
+        if value < 0:
+            raise IntegrityError(f"{self._where}.{name}: expected a whole number of at least 0")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        return dict(self._field(name, dict, "an object"))
+
+    def objects(self, name: str) -> dict[str, _Reader]:
+        return {key: _Reader(value, f"{self._where}.{name}.{key}") for key, value in self.mapping(name).items()}
+
+    def tensors(self, name: str) -> tuple[TensorSpec, ...]:
+        values = self._field(name, list, "a list")
+        return tuple(
+            TensorSpec.from_json(value, f"{self._where}.{name}[{index}]") for index, value in enumerate(values)
+        )

@@ -1,0 +1,50 @@
+"""The golden self-test: what Keras computed at export time, computed again on this device.
+
+``golden.npz`` holds ``x`` and ``y`` (a batch), ``learning_rate``, ``steps`` (how many training steps on that
+batch), ``logits`` (before them), ``losses`` (of each), ``w0`` … ``wN`` (the weights after them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from device_runtime.bundle import Bundle
+from device_runtime.trainer import Trainer
+
+# Relative to the largest value of each tensor. Another processor sums in another order, an error of about
+# 1e-6 after a few steps; a wrong kernel is off by more than 1e-2. docs/parity.md has the measurements.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class SelfTestResult:
+    """Largest relative difference to the golden values, and where it is."""
+
+    ok: bool
+    max_rel: float
+    tensor: str
+
+
+def relative_difference(got: object, want: object) -> float:
+    """Largest |got − want| over the largest |want|; infinite where a value is not finite."""
+    actual, expected = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    scale = float(np.abs(expected).max()) or 1.0
+    difference = float(np.abs(actual - expected).max()) / scale
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def self_test(bundle: Bundle, threads: int = 1) -> SelfTestResult:
+    """Run the golden steps in the interpreter of this device; needs no Keras and no training data."""
+    golden = bundle.golden()
+    trainer = Trainer(bundle, threads)
+    trainer.set_weights(bundle.initial_weights())
+    differences = {"logits": relative_difference(trainer.infer(golden["x"]), golden["logits"])}
+    learning_rate = float(golden["learning_rate"])
+    losses = [trainer.step(golden["x"], golden["y"], learning_rate) for _ in range(int(golden["steps"]))]
+    differences["loss"] = relative_difference(losses, golden["losses"])
+    for index, (spec, weights) in enumerate(zip(bundle.manifest.tensors, trainer.get_weights(), strict=True)):
+        differences[spec.name] = relative_difference(weights, golden[f"w{index}"])
+    worst = max(differences, key=differences.__getitem__)
+    return SelfTestResult(differences[worst] <= TOLERANCE, differences[worst], worst)

@@ -1,0 +1,119 @@
+"""`Trainer`: a bundle's training artifact, loaded in the TFLite interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.batching import batch_indices
+from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
+from device_runtime.errors import IntegrityError
+from device_runtime.examples import Examples
+from device_runtime.interpreter import open_interpreter
+from device_runtime.tensors import FloatArray, Weights, check_weights
+from device_runtime.update import ClientUpdate
+from device_runtime.work import ClientWork
+
+_EVALUATION_BATCH = 256
+
+
+class DeadlineError(Exception):
+    """The round's deadline passed during the local training; what was done so far is dropped."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and accuracy over `examples` examples."""
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+class Trainer:
+    """The signatures of a bundle's ``train.tflite`` as methods.
+
+    Raises:
+        IntegrityError: the interpreter can't load the artifact, or it lacks a signature.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self.manifest = bundle.manifest
+        path = str(bundle.file(TRAIN_ARTIFACT))
+        try:
+            self._interpreter = open_interpreter(path, threads)
+            self._run = {name: self._interpreter.get_signature_runner(name) for name in self.manifest.signatures}
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise IntegrityError(f"{path}: the TFLite interpreter can't load it: {reason}") from None
+        self._names = [f"w{index}" for index in range(len(self.manifest.tensors))]
+
+    def set_weights(self, weights: Weights) -> None:
+        """Replace all weights; they are also the centre of the proximal term from now on."""
+        check_weights(weights, self.manifest.tensors, "set_weights")
+        self._run["set_weights"](**dict(zip(self._names, weights, strict=True)))
+
+    def get_weights(self) -> Weights:
+        """The current weights, float32, in the manifest's order."""
+        values = self._run["get_weights"](unused=np.float32(0))
+        return tuple(values[name] for name in self._names)
+
+    def step(self, x: npt.NDArray[Any], y: npt.NDArray[Any], learning_rate: float, proximal: float = 0.0) -> float:
+        """One step of SGD on a batch x [B, …], y [B, …]; the batch's mean loss before the step."""
+        outputs = self._run["train"](x=x, y=y, learning_rate=np.float32(learning_rate), proximal=np.float32(proximal))
+        return float(outputs["loss"])
+
+    def infer(self, x: npt.NDArray[Any]) -> FloatArray:
+        """Logits, float32 [B, …]."""
+        logits: FloatArray = self._run["infer"](x=x)["logits"]
+        return logits
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """Mean loss and accuracy of the current weights over `examples`."""
+        totals = {"loss_sum": 0.0, "correct": 0.0, "count": 0.0}
+        for start in range(0, len(examples), _EVALUATION_BATCH):
+            stop = start + _EVALUATION_BATCH
+            outputs = self._run["evaluate"](x=examples.x[start:stop], y=examples.y[start:stop])
+            for name in totals:
+                totals[name] += float(outputs[name])
+        count = totals["count"]
+        return Evaluation(totals["loss_sum"] / count, totals["correct"] / count, int(count))
+
+    def train(
+        self,
+        weights: Weights,
+        examples: Examples,
+        work: ClientWork,
+        round_number: int,
+        expired: Callable[[], bool] = lambda: False,
+    ) -> ClientUpdate:
+        """ClientUpdate of McMahan et al. 2017, Algorithm 1: E epochs of SGD from `weights` on `examples`.
+
+        Args:
+            weights: w_t, where the training starts.
+            examples: the client's n_k local examples.
+            work: epochs, batch size, learning rate, proximal term and the seed of the batch order.
+            round_number: goes into the update.
+            expired: asked after each step whether the deadline has passed.
+
+        Returns:
+            delta = weights after − weights before, weight n_k, and the mean loss of all steps' examples.
+
+        Raises:
+            DeadlineError: `expired` said so.
+        """
+        self.set_weights(weights)
+        loss_sum, seen = 0.0, 0
+        for epoch in range(work.epochs):
+            for indices in batch_indices(len(examples), work.batch_size, work.seed, epoch):
+                loss = self.step(examples.x[indices], examples.y[indices], work.learning_rate, work.proximal)
+                loss_sum += loss * len(indices)
+                seen += len(indices)
+                if expired():
+                    raise DeadlineError
+        delta = tuple(after - before for after, before in zip(self.get_weights(), weights, strict=True))
+        return ClientUpdate(delta, len(examples), round_number, {"loss": loss_sum / seen})

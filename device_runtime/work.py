@@ -1,0 +1,107 @@
+"""`ClientWork`: what one client is asked to do in one round."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from device_runtime.errors import InputError
+
+SEED_BITS = 53  # the integers that JSON carries exactly in every language
+
+
+@dataclass(frozen=True)
+class ClientWork:
+    """The client's part of FederatedAveraging (McMahan et al. 2017, Algorithm 1, ClientUpdate).
+
+    Attributes:
+        epochs: E, passes over the local examples; at least 1.
+        batch_size: B; None is the paper's B = ∞, the whole local set as one batch.
+        learning_rate: η of the local SGD.
+        proximal: μ of FedProx's term μ/2·‖w − w_t‖² (Li et al. 2020); 0 is plain FedAvg.
+        seed: of the batch order and of the codec's rounding; 0 ≤ seed < 2**53.
+        codec: how the update is encoded, one of `device_runtime.codec.CODECS`.
+        deadline_seconds: how long after the configuration a report still counts; None is no limit.
+    """
+
+    epochs: int = 1
+    batch_size: int | None = 10
+    learning_rate: float = 0.1
+    proximal: float = 0.0
+    seed: int = 0
+    codec: str = "f32"
+    deadline_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(_is_int(self.epochs) and self.epochs >= 1, "epochs", "a whole number of at least 1", self.epochs)
+        _check(
+            self.batch_size is None or (_is_int(self.batch_size) and self.batch_size >= 1),
+            "batch_size",
+            "a whole number of at least 1, or none for the whole local set",
+            self.batch_size,
+        )
+        _check(
+            _is_number(self.learning_rate) and self.learning_rate > 0,
+            "learning_rate",
+            "a finite number above 0",
+            self.learning_rate,
+        )
+        _check(
+            _is_number(self.proximal) and self.proximal >= 0,
+            "proximal",
+            "a finite number of at least 0",
+            self.proximal,
+        )
+        _check(
+            _is_int(self.seed) and 0 <= self.seed < 2**SEED_BITS,
+            "seed",
+            f"a whole number from 0 to 2**{SEED_BITS} - 1",
+            self.seed,
+        )
+        _check(isinstance(self.codec, str), "codec", "a codec's name", self.codec)
+        _check(
+            self.deadline_seconds is None or (_is_number(self.deadline_seconds) and self.deadline_seconds > 0),
+            "deadline_seconds",
+            "a number above 0, or none",
+            self.deadline_seconds,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> ClientWork:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: it is not an object with these fields, or a field is out of range.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise InputError(f"client work: expected an object with {', '.join(sorted(names))}")
+        return cls(**value)
+
+
+def client_seed(seed: int, round_number: int, client: str) -> int:
+    """The seed of one client in one round of an experiment or task with this seed.
+
+    It depends on nothing else, so a simulation and a fleet with the same clients take the same steps in
+    whatever order the devices check in, and no two clients share the random numbers of their rounding.
+    """
+    digest = hashlib.sha256(f"{seed}/{round_number}/{client}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> (64 - SEED_BITS)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(holds: bool, field: str, expected: str, got: object) -> None:
+    if not holds:
+        raise InputError(f"client work: {field} should be {expected}, not {got!r}")
