@@ -89,7 +89,7 @@ class BlockInt8:
         largest = np.abs(blocks).max(axis=1)
         scales = _scales(largest)
         levels = blocks / np.where(scales > 0, scales, np.float32(1))[:, None]
-        lower = np.floor(levels)
+        lower: FloatArray = np.floor(levels)
         levels -= lower  # what is left is the probability of rounding up
         lower += rng.random(levels.shape, np.float32) < levels
         payload: bytes = scales.astype("<f4", copy=False).tobytes()

@@ -1,0 +1,151 @@
+"""The coordinator over HTTP: the routes of `device_runtime.messages`, bounded bodies, status codes.
+
+| answer | status |
+| --- | --- |
+| a check-in's accept, reject or complete; a configuration; an accepted report; the status | 200 |
+| a check-in for another population | 404 |
+| a check-in whose JSON or client's name is malformed; a refused report | 400 |
+| a configuration or report without ``Authorization: Bearer TOKEN`` | 401 |
+| a report that is aborted, late or abandoned | 409 |
+| a body that is larger than any valid one | 413 |
+| a file of a bundle, or a version of the weights, that is not there | 404 |
+| the database failed | 503 |
+
+Every answer but a file is JSON: a message of the contract or, where none fits, ``reason`` and ``message``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
+
+from aggregation_server.coordinator import Coordinator
+from aggregation_server.store import StoreError
+from aggregation_server.validation import largest_update
+from device_runtime import messages
+
+_TICK_SECONDS = 0.05
+_LARGEST_CHECK_IN = 4096
+_CHECK_IN = TypeAdapter(messages.CheckIn)
+_CHECK_IN_STATUS = {"population": 404, "client": 400}
+_REPORT_STATUS = {"accepted": 200, "aborted": 409, "refused": 400}
+_REFUSAL_STATUS = {"missing_token": 401, "too_large": 413}
+_NO_TOKEN = "expected the header 'Authorization: Bearer TOKEN', with the token of the check-in"  # noqa: S105
+_IMMUTABLE = {"Cache-Control": "public, max-age=31536000, immutable"}  # addressed by content
+_FRESH = {"Cache-Control": "no-store"}
+_BINARY = "application/octet-stream"
+
+
+def create_app(coordinator: Coordinator) -> FastAPI:
+    """The application; it ticks the coordinator for as long as it runs."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        ticking = asyncio.create_task(_tick(coordinator))
+        yield
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking
+
+    # No generated documentation: its pages load scripts from elsewhere.
+    app = FastAPI(title="pocketfed", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    largest = largest_update(coordinator.bundle.manifest.tensors)
+
+    @app.post(messages.CHECK_IN)
+    async def check_in(request: Request) -> Response:
+        body = await _read_body(request, _LARGEST_CHECK_IN)
+        if body is None:
+            return _error(413, "too_large", f"a check-in has at most {_LARGEST_CHECK_IN} bytes")
+        try:
+            message = _CHECK_IN.validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "body"
+            return _error(400, "malformed", f"check-in: {where}: {first['msg']}")
+        reply = coordinator.check_in(message)
+        return _json(reply.to_json(), _CHECK_IN_STATUS.get(reply.reason, 200))
+
+    @app.get(messages.CONFIGURATION)
+    async def configuration(request: Request) -> Response:
+        token = _token(request)
+        if token is None:
+            return _error(401, "missing_token", _NO_TOKEN)
+        return _json(coordinator.configuration(token).to_json())
+
+    @app.post(messages.REPORT)
+    async def report(request: Request) -> Response:
+        token = _token(request)
+        if token is None:
+            reply = coordinator.refuse("missing_token", _NO_TOKEN)
+        elif (body := await _read_body(request, largest)) is None:
+            reply = coordinator.refuse("too_large", f"an update for this model has at most {largest} bytes")
+        else:
+            reply = coordinator.report(token, body)
+        return _json(reply.to_json(), _REFUSAL_STATUS.get(reply.reason, _REPORT_STATUS[reply.verdict]))
+
+    @app.get(messages.bundle_path("{identity}", "{name}"))
+    async def bundle_file(identity: str, name: str) -> Response:
+        path = coordinator.bundle_file(identity, name)
+        if path is None:
+            return _error(404, "not_found", "no such file of a bundle that this server has")
+        return FileResponse(path, media_type=_BINARY, headers=_IMMUTABLE)
+
+    @app.get(messages.weights_path("{identity}"))
+    async def weights(identity: str) -> Response:
+        data = coordinator.weights(identity)
+        if data is None:
+            return _error(404, "not_found", "no such version of the weights")
+        return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
+
+    @app.get(messages.STATUS)
+    async def status() -> Response:
+        return _json(coordinator.status())
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
+        # A device that drops out in the middle of its upload is daily business, and nobody reads this answer.
+        return Response(status_code=400)
+
+    @app.exception_handler(StoreError)
+    async def store_failed(_request: Request, error: StoreError) -> Response:
+        return _error(503, "store", str(error))
+
+    return app
+
+
+async def _tick(coordinator: Coordinator) -> None:
+    while True:
+        await asyncio.sleep(_TICK_SECONDS)
+        coordinator.tick()
+
+
+async def _read_body(request: Request, limit: int) -> bytes | None:
+    """The body, or None where it is longer than `limit` bytes; no more than that is ever held."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        return None
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+def _token(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _json(content: object, status: int = 200) -> JSONResponse:
+    return JSONResponse(content, status, headers=_FRESH)
+
+
+def _error(status: int, reason: str, message: str) -> JSONResponse:
+    return _json({"reason": reason, "message": message}, status)

@@ -1,0 +1,44 @@
+"""`Task`: what a population of devices is asked to train, and for how long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from aggregation_server.rounds import RoundConfig
+from device_runtime.codec import require_codec
+from device_runtime.errors import InputError
+from device_runtime.work import ClientWork
+
+
+@dataclass(frozen=True)
+class Task:
+    """The configuration of one server.
+
+    Attributes:
+        round: goal count, over-selection, minimum and timeouts of every round.
+        work: epochs, batch size, learning rate, proximal term and codec of every client. Its seed and
+            deadline are replaced: the seed by `device_runtime.work.client_seed`, the deadline by what is left
+            of the reporting timeout.
+        population: the name that devices check in under; None is the model's name.
+        seed: of all clients' work.
+        rounds: committed rounds after which the task is complete; None is endless.
+        retry_seconds: when a rejected device is told to check in again, ± 20 %.
+        poll_seconds: when a waiting device is told to ask for its configuration again, ± 20 %.
+    """
+
+    round: RoundConfig
+    work: ClientWork = field(default_factory=ClientWork)
+    population: str | None = None
+    seed: int = 0
+    rounds: int | None = None
+    retry_seconds: float = 5.0
+    poll_seconds: float = 0.2
+
+    def __post_init__(self) -> None:
+        require_codec(self.work.codec)
+        if self.rounds is not None and self.rounds < 1:
+            raise InputError(f"task: rounds should be at least 1, or none for an endless task, not {self.rounds}")
+        for name, value in (("retry_seconds", self.retry_seconds), ("poll_seconds", self.poll_seconds)):
+            if not 0 < value < math.inf:
+                raise InputError(f"task: {name} should be above 0 seconds, not {value}")

@@ -1,0 +1,134 @@
+"""A model as a bundle directory: convert, compute the golden values, self-test, then write."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from device_runtime.bundle import (
+    GOLDEN,
+    INFER_ARTIFACT,
+    MANIFEST,
+    MANIFEST_HASH,
+    SUFFIX,
+    TRAIN_ARTIFACT,
+    WEIGHTS,
+    Bundle,
+    FileEntry,
+    Manifest,
+    manifest_hash_file,
+    open_bundle,
+)
+from device_runtime.errors import CheckFailedError, InputError
+from device_runtime.selftest import self_test
+from device_runtime.tensors import Weights, sha256
+from device_runtime.weights import dump_weights, read_weights
+from export.convert import inference_artifact, training_artifact
+from export.errors import ExportError
+from export.golden import golden_file
+from export.operators import read_operators
+from export.training_graph import TrainingGraph, describe
+from models import ModelSpec, seeded_model
+
+RUNTIME = "tflite-builtins"
+
+
+def export_bundle(
+    spec: ModelSpec, out: Path, version: int = 1, seed: int = 0, weights_file: Path | None = None
+) -> Bundle:
+    """Make ``out/NAME-VERSION.bundle/``.
+
+    Args:
+        spec: the model.
+        out: folder for the bundle; made if missing.
+        version: the bundle's version; a device refuses an older one than it runs.
+        seed: of the initial weights and of the golden batch.
+        weights_file: safetensors file to take the weights from instead.
+
+    Raises:
+        InputError: the bundle exists already, or the weights can't be read.
+        IntegrityError: the weights are another model's.
+        ExportError: the model can't be exported.
+        CheckFailedError: the artifact does not compute what Keras does; nothing is written.
+    """
+    target = out / f"{spec.name}-{version}{SUFFIX}"
+    if target.exists():
+        raise InputError(f"{target}: exists already; choose another --bundle-version or --out, or remove it")
+    model = seeded_model(spec, seed)
+    graph = TrainingGraph(spec, model)
+    tensors = graph.tensors
+    if weights_file is not None:
+        for variable, value in zip(graph.weights, read_weights(weights_file, tensors), strict=True):
+            variable.assign(value)
+    weights: Weights = tuple(variable.numpy() for variable in graph.weights)
+
+    functions = graph.functions()
+    signatures = describe(functions)
+    classes = signatures["infer"].outputs[0].shape[-1]
+    if classes is None:
+        raise ExportError(f"model {spec.name!r}: the number of logits is not fixed")
+    files = {
+        TRAIN_ARTIFACT: training_artifact(graph, functions),
+        INFER_ARTIFACT: inference_artifact(model, spec.input),
+        WEIGHTS: dump_weights(weights, tensors),
+        GOLDEN: golden_file(spec, weights, classes, seed),
+    }
+    for name in (TRAIN_ARTIFACT, INFER_ARTIFACT):
+        custom = read_operators(files[name]).custom
+        if custom:
+            raise ExportError(f"{name}: operators that are no TFLite builtins: {', '.join(custom)}")
+    manifest = Manifest(
+        name=spec.name,
+        version=version,
+        files={name: FileEntry(len(data), sha256(data)) for name, data in files.items()},
+        signatures=signatures,
+        tensors=tensors,
+        loss=spec.loss,
+        metric=spec.metric,
+        runtime=RUNTIME,
+        created=_created(),
+    )
+    data = manifest.dump()
+    return _install(target, files | {MANIFEST: data, MANIFEST_HASH: manifest_hash_file(data)})
+
+
+def _install(target: Path, files: dict[str, bytes]) -> Bundle:
+    """Write beside the target, self-test there, then rename: a bundle that exists is whole and checked."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"{target.parent}: can't write there: {error.strerror}") from None
+    try:
+        for name, data in files.items():
+            (scratch / name).write_bytes(data)
+        result = self_test(open_bundle(scratch))
+        if not result.ok:
+            raise CheckFailedError(
+                f"the exported artifact does not compute what Keras does: {result.tensor} differs by"
+                f" {result.max_rel:.2e} of its largest value; nothing was written"
+            )
+        scratch.chmod(0o755)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return open_bundle(target)
+
+
+def _created() -> dict[str, str]:
+    """When (SOURCE_DATE_EPOCH where it is set, for builds that repeat byte for byte) and with what versions."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
+    return {
+        "at": moment.isoformat(timespec="seconds"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+    }

@@ -1,0 +1,58 @@
+"""TensorFlow functions to TFLite files, with builtin operators only."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from export.errors import ExportError
+
+
+def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
+    """The bytes of ``train.tflite``: every function as a signature, weights as resource variables.
+
+    Raises:
+        ExportError: an operator has no TFLite builtin; the message names it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        saved = str(Path(folder) / "saved")
+        # A registered gradient is no part of the artifact: it has been applied when the graph was made.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, saved, signatures=functions, options=options)
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved)
+        converter.experimental_enable_resource_variables = True
+        return _convert(converter)
+
+
+def inference_artifact(model: tf.keras.Model, x: tf.TensorSpec) -> bytes:
+    """The bytes of ``infer.tflite``: the model with its present weights as constants, one signature ``infer``.
+
+    Raises:
+        ExportError: an operator has no TFLite builtin; the message names it.
+    """
+
+    class Inference(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")])
+        def infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"logits": self.model(x, training=False)}
+
+    module = Inference()
+    function = module.infer.get_concrete_function()
+    return _convert(tf.lite.TFLiteConverter.from_concrete_functions([function], module))
+
+
+def _convert(converter: Any) -> bytes:
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    try:
+        artifact: bytes = converter.convert()
+    except Exception as error:  # the converter has no narrower type for what it can't convert
+        line = next((line for line in str(error).splitlines() if "ops:" in line or "error:" in line), str(error))
+        raise ExportError(f"the model can't be converted to TFLite builtins: {line.strip()[:300]}") from None
+    return artifact

@@ -1,0 +1,41 @@
+"""What is in a bundle: its manifest in short, operators and file sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from device_runtime.bundle import MANIFEST, MANIFEST_HASH, TRAIN_ARTIFACT, Bundle
+from export.operators import Operators, read_operators
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Parameters, operators of the training artifact and sizes of all files in bytes."""
+
+    bundle: Bundle
+    operators: Operators
+    files: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        manifest = self.bundle.manifest
+        return {
+            "name": manifest.name,
+            "version": manifest.version,
+            "model_id": manifest.model_id,
+            "identity": self.bundle.identity,
+            "parameters": manifest.parameters,
+            "tensors": {spec.name: str(spec) for spec in manifest.tensors},
+            "operators": {**self.operators.builtin, **self.operators.custom},
+            "flex": self.operators.flex,
+            "custom": self.operators.other_custom,
+            "files": self.files,
+        }
+
+
+def inspect_bundle(bundle: Bundle) -> Inspection:
+    """Read the operators of a verified bundle's training artifact, and the sizes of its files."""
+    artifact = bundle.file(TRAIN_ARTIFACT).read_bytes()
+    names = sorted([*bundle.manifest.files, MANIFEST, MANIFEST_HASH])
+    sizes = {name: bundle.file(name).stat().st_size for name in names}
+    return Inspection(bundle, read_operators(artifact), sizes)

@@ -1,0 +1,180 @@
+"""Parity: the same training steps in Keras and in the TFLite interpreter, compared after each step.
+
+Both start from the bundle's weights and see the same batches. Float32 sums depend on their order, so the
+two drift apart slowly, by some 1e-6 in 60 steps. There is one exception: where an activation lies so close
+to a kink (a ReLU at zero, a tie in a pooling window) that the drift carries it over in one of the two, their
+gradients differ for good. Then, and only then, the step is done again in Keras from the interpreter's own
+weights: if the updates agree the gradient is right, and both go on from the same weights; if they don't,
+parity fails. docs/parity.md derives the tolerances from measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import models
+from device_runtime.bundle import Bundle
+from device_runtime.errors import CheckFailedError, InputError
+from device_runtime.selftest import relative_difference
+from device_runtime.tensors import Weights
+from device_runtime.trainer import Trainer
+from export.reference import KerasTrainer, synthetic_batch
+
+TOLERANCE = 1e-4
+"""Largest relative difference: of a weight tensor, over its largest weight; of the loss, over the loss."""
+
+UPDATE_TOLERANCE = 5e-3
+"""Largest difference of one step's update from the same weights, over the largest element of that update."""
+
+LEARNING_RATE = 0.05
+PROXIMAL = 0.1
+_BATCH_SIZES = (10, 1, 7, 32)
+MINIMUM_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest differences of one tensor (or of the loss) over all steps."""
+
+    name: str
+    max_abs: float
+    max_rel: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Outcome of a parity check.
+
+    Attributes:
+        steps: how many training steps were compared.
+        differences: for the loss and for each weight tensor.
+        tensor, step: the first difference that is not explained by a kink, or None; steps count from 1.
+        kinks: the steps at which a kink was crossed, and Keras went on from the interpreter's weights.
+    """
+
+    steps: int
+    differences: tuple[Difference, ...]
+    tensor: str | None
+    step: int | None
+    kinks: tuple[int, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.tensor is None
+
+    @property
+    def worst(self) -> Difference:
+        return max(self.differences, key=lambda difference: difference.max_rel)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "steps": self.steps,
+            "max_abs": max(difference.max_abs for difference in self.differences),
+            "max_rel": self.worst.max_rel,
+            "tensor": self.tensor,
+            "step": self.step,
+            "kinks": list(self.kinks),
+            "tolerance": TOLERANCE,
+            "differences": {d.name: {"max_abs": d.max_abs, "max_rel": d.max_rel} for d in self.differences},
+        }
+
+
+def check_parity(
+    bundle: Bundle,
+    steps: int = MINIMUM_STEPS,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda step: None,
+) -> ParityReport:
+    """Replay `steps` training steps in Keras and in the interpreter, and compare after each.
+
+    The batches are synthetic, of 10, 1, 7 and 32 examples by turns; every fourth step has a proximal term.
+
+    Args:
+        bundle: its model is rebuilt from the registry by name.
+        steps: at least 60.
+        seed: of the batches.
+        threads: of the interpreter.
+        progress: called with the number of steps done.
+
+    Raises:
+        UnknownModelError: the registry does not know the bundle's model.
+        InputError: too few steps.
+        CheckFailedError: the registry's model has other tensors than the bundle.
+    """
+    if steps < MINIMUM_STEPS:
+        raise InputError(f"parity: at least {MINIMUM_STEPS} steps are needed to show a drift, not {steps}")
+    spec = models.get(bundle.manifest.name)
+    weights = bundle.initial_weights()
+    shapes = [tuple(variable.shape) for variable in spec.build().trainable_variables]
+    if shapes != [tensor.shape for tensor in bundle.manifest.tensors]:
+        raise CheckFailedError(f"{bundle.path}: its tensors are not those of the model {spec.name!r}; export it again")
+    keras, lite = KerasTrainer(spec, weights), Trainer(bundle, threads)
+    lite.set_weights(weights)
+
+    names = ["loss", *(tensor.name for tensor in bundle.manifest.tensors)]
+    max_abs, max_rel = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    tensor: str | None = None
+    kinks: list[int] = []
+    classes = bundle.manifest.signatures["infer"].outputs[0].shape[-1] or 1
+    before = weights
+    for step, (x, y, proximal) in enumerate(_batches(spec, classes, steps, seed), start=1):
+        loss, lite_loss = (trainer.step(x, y, LEARNING_RATE, proximal) for trainer in (keras, lite))
+        after = lite.get_weights()
+        relative = _relative(names, (lite_loss, *after), (loss, *keras.get_weights()))
+        if max(relative.values()) > TOLERANCE:
+            keras.set_weights(before)
+            loss = keras.step(x, y, LEARNING_RATE, proximal)
+            tensor = _different_update(names, before, (lite_loss, after), (loss, keras.get_weights()))
+            if tensor is None:
+                kinks.append(step)
+                keras.set_weights(after)
+                relative = _relative(names, (lite_loss, *after), (loss, *keras.get_weights()))
+        for name, actual, expected in zip(names, (lite_loss, *after), (loss, *keras.get_weights()), strict=True):
+            max_rel[name] = max(max_rel[name], relative[name])
+            max_abs[name] = max(max_abs[name], _largest(np.asarray(actual) - np.asarray(expected)))
+        if tensor is not None:
+            break
+        before = after
+        progress(step)
+    differences = tuple(Difference(name, max_abs[name], max_rel[name]) for name in names)
+    return ParityReport(step, differences, tensor, None if tensor is None else step, tuple(kinks))
+
+
+def _relative(names: Sequence[str], actual: Sequence[Any], expected: Sequence[Any]) -> dict[str, float]:
+    return {name: relative_difference(a, e) for name, a, e in zip(names, actual, expected, strict=True)}
+
+
+def _different_update(
+    names: Sequence[str], before: Weights, actual: tuple[float, Weights], expected: tuple[float, Weights]
+) -> str | None:
+    """The loss or first tensor whose update, from the same weights and batch, differs; None if none does."""
+    if not relative_difference(actual[0], expected[0]) <= TOLERANCE:
+        return names[0]
+    for name, start, lite, keras in zip(names[1:], before, actual[1], expected[1], strict=True):
+        # A weight is rounded when the update is added: by up to half a unit in the last place on each side.
+        rounding = float(np.spacing(np.abs(start).max()))
+        allowed = UPDATE_TOLERANCE * _largest(keras - start) + rounding
+        if not _largest(lite - keras) <= allowed:
+            return name
+    return None
+
+
+def _largest(values: npt.NDArray[Any]) -> float:
+    largest = float(np.abs(values).max())
+    return largest if np.isfinite(largest) else float("inf")
+
+
+def _batches(
+    spec: models.ModelSpec, classes: int, steps: int, seed: int
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], float]]:
+    rng = np.random.Generator(np.random.Philox(seed))
+    for step in range(steps):
+        x, y = synthetic_batch(spec, classes, _BATCH_SIZES[step % len(_BATCH_SIZES)], rng)
+        yield x, y, PROXIMAL if step % 4 == 3 else 0.0

@@ -1,0 +1,20 @@
+"""Initial weights: the same for the same seed, so that a simulation and a fleet can start alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from models.spec import ModelSpec
+
+
+def seeded_model(spec: ModelSpec, seed: int) -> tf.keras.Model:
+    """A fresh model whose initial weights follow from `seed` alone."""
+    tf.keras.utils.set_random_seed(seed)
+    return spec.build()
+
+
+def initial_weights(spec: ModelSpec, seed: int) -> tuple[Any, ...]:
+    """The trainable weights of `seeded_model` as float32 arrays, in the model's order."""
+    return tuple(variable.numpy() for variable in seeded_model(spec, seed).trainable_variables)

@@ -1,0 +1,36 @@
+"""The CNN of McMahan et al. 2017, section 3: two 5×5 convolutions with pooling, 1,663,370 parameters."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from models.spec import ModelSpec
+
+
+def build() -> tf.keras.Model:
+    """conv 5×5×32, pool 2×2, conv 5×5×64, pool 2×2, dense 512, dense 10; padding same, ReLU."""
+    layers = tf.keras.layers
+    return tf.keras.Sequential(
+        [
+            layers.Input((28, 28, 1)),
+            layers.Conv2D(32, 5, padding="same", activation="relu", kernel_initializer="he_normal", name="conv_1"),
+            layers.MaxPool2D(),
+            layers.Conv2D(64, 5, padding="same", activation="relu", kernel_initializer="he_normal", name="conv_2"),
+            layers.MaxPool2D(),
+            layers.Flatten(),
+            layers.Dense(512, "relu", kernel_initializer="he_normal", name="hidden"),
+            layers.Dense(10, name="logits"),
+        ],
+        name="mnist_cnn",
+    )
+
+
+SPEC = ModelSpec(
+    name="mnist_cnn",
+    build=build,
+    input=tf.TensorSpec((None, 28, 28, 1), tf.float32),
+    label=tf.TensorSpec((None,), tf.int32),
+    loss="sparse_categorical_crossentropy",
+    metric="accuracy",
+    source="McMahan et al. 2017 (arXiv 1602.05629), section 3, MNIST CNN",
+)
