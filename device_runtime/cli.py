@@ -1,0 +1,204 @@
+"""The command line of a device: ``pocketfed-device run | train | selftest``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from device_runtime import __version__
+from device_runtime.errors import InputError, PocketfedError
+
+_EXIT_CODES = "exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, call, print; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except PocketfedError as error:
+        print(f"pocketfed-device: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pocketfed-device: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    from device_runtime.participant import Outcome, Participant, Session
+    from device_runtime.server_client import ServerClient
+    from device_runtime.transport import RetryPolicy, Transport
+
+    retry = RetryPolicy(attempts=options.attempts, first_wait=options.retry_seconds)
+    participant = Participant(
+        ServerClient(Transport(options.server, options.timeout, retry)),
+        options.population,
+        options.client,
+        options.data,
+        options.cache,
+        options.threads,
+    )
+
+    def tell(session: Session) -> None:
+        if session.outcome is Outcome.COMPLETE:
+            print("the task is complete", flush=True)
+        elif session.outcome is not Outcome.REJECTED:
+            print(f"round {session.round_number}: {session.outcome.value} ({session.detail})", flush=True)
+
+    if not options.data.is_file():
+        raise InputError(f"{options.data}: no such file; --data names a .npz file with the arrays x and y")
+    participant.run(options.rounds, tell)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from device_runtime.bundle import open_bundle
+    from device_runtime.codec import encode, require_codec
+    from device_runtime.examples import load_examples
+    from device_runtime.trainer import Trainer
+    from device_runtime.weights import read_weights
+    from device_runtime.work import ClientWork
+
+    require_codec(options.codec)
+    work = ClientWork(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.lr,
+        proximal=options.proximal,
+        seed=options.seed,
+        codec=options.codec,
+    )
+    bundle = open_bundle(options.bundle)
+    manifest = bundle.manifest
+    examples = load_examples(options.data, manifest)
+    weights = read_weights(options.weights, manifest.tensors) if options.weights else bundle.initial_weights()
+    trainer = Trainer(bundle, options.threads)
+    update = trainer.train(weights, examples, work, options.round)
+    encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
+    try:
+        options.out.write_bytes(encoded)
+    except OSError as error:
+        raise InputError(f"{options.out}: can't write the update: {error.strerror}") from None
+    print(f"{options.out}: {len(encoded)} bytes, {len(examples)} examples, loss {update.metrics['loss']:.4f}")
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from device_runtime.bundle import open_bundle
+    from device_runtime.interpreter import runtime_version
+    from device_runtime.selftest import TOLERANCE, self_test
+
+    result = self_test(open_bundle(options.bundle), options.threads)
+    verdict = "passed" if result.ok else "FAILED"
+    print(
+        f"self-test {verdict} on {runtime_version()}: largest relative difference to Keras {result.max_rel:.1e}"
+        f" ({result.tensor}), tolerance {TOLERANCE:.0e}"
+    )
+    return 0 if result.ok else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pocketfed-device",
+        description="Train a pocketfed bundle on this device's own data; only the change of the weights leaves it.",
+        epilog=_EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"pocketfed-device {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="take part in the rounds of a server",
+        description="Check in at a server, train when accepted, report the update; until the task is complete.",
+        epilog=_EXIT_CODES,
+    )
+    run.set_defaults(command=_run)
+    run.add_argument("--server", required=True, metavar="URL", help="the server, such as http://192.0.2.1:8080")
+    run.add_argument("--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y")
+    run.add_argument("--population", required=True, metavar="NAME", help="the population, by default a model's name")
+    run.add_argument("--client", default=socket.gethostname(), metavar="NAME", help="this device's name (%(default)s)")
+    run.add_argument("--cache", type=Path, default=_default_cache(), metavar="DIR", help="for bundles (%(default)s)")
+    run.add_argument("--rounds", type=_positive, metavar="N", help="stop after N accepted reports (no limit)")
+    run.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="of one request (%(default)s)")
+    run.add_argument("--attempts", type=_positive, default=5, metavar="N", help="tries of a request (%(default)s)")
+    run.add_argument(
+        "--retry-seconds",
+        type=_seconds,
+        default=1.0,
+        metavar="S",
+        help="before the 2nd try, then doubled (%(default)s)",
+    )
+    _threads(run)
+
+    train = commands.add_parser(
+        "train",
+        help="train offline and write an encoded update",
+        description="Train a bundle on local examples without any network, and write the encoded update.",
+        epilog=_EXIT_CODES,
+    )
+    train.set_defaults(command=_train)
+    _bundle(train)
+    train.add_argument("--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y")
+    train.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the encoded update goes")
+    train.add_argument("--weights", type=Path, metavar="FILE", help="start from these weights (the bundle's own)")
+    train.add_argument("--epochs", type=int, default=1, metavar="E", help="passes over the examples (%(default)s)")
+    train.add_argument(
+        "--batch-size", type=_batch_size, default=10, metavar="B", help="examples a step, or 'all' (%(default)s)"
+    )
+    train.add_argument("--lr", type=float, default=0.1, metavar="η", help="learning rate (%(default)s)")
+    train.add_argument("--proximal", type=float, default=0.0, metavar="μ", help="FedProx's term (%(default)s)")
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="of order and rounding (%(default)s)")
+    train.add_argument("--round", type=_positive, default=1, metavar="N", help="round it is for (%(default)s)")
+    train.add_argument("--codec", default="f32", metavar="NAME", help="f32 or q8 (%(default)s)")
+    _threads(train)
+
+    selftest = commands.add_parser(
+        "selftest",
+        help="verify a bundle and test it on this device",
+        description="Verify a bundle's hashes, then run its golden steps here and compare with what Keras computed.",
+        epilog=_EXIT_CODES,
+    )
+    selftest.set_defaults(command=_selftest)
+    _bundle(selftest)
+    _threads(selftest)
+    return parser
+
+
+def _bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle, or the folder that holds exactly one")
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="of the interpreter (%(default)s)")
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketfed-device"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "all" else _positive(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""A client's data as TFF sees it: dense arrays, and the order in which to go through them.
+
+TFF's templates want client data to be a sequence; here it is a sequence of one element that holds all of a
+client's examples, so that no tf.data pipeline runs inside the training loop. The order comes from the
+protocol's own function (`device_runtime.batching`), the one that devices call.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from device_runtime.batching import epoch_order
+from device_runtime.errors import InputError
+from device_runtime.examples import Examples
+from models import ModelSpec
+
+
+def client_data_type(spec: ModelSpec) -> Any:
+    """TFF's type of one client's data: <x=[n, …], y=[n, …], order=int32[E, n]>*."""
+    element = collections.OrderedDict(
+        x=tff.TensorType(spec.input.dtype.as_numpy_dtype, spec.input.shape),
+        y=tff.TensorType(spec.label.dtype.as_numpy_dtype, spec.label.shape),
+        order=tff.TensorType(np.int32, [None, None]),
+    )
+    return tff.SequenceType(tff.to_type(element))
+
+
+def client_dataset(examples: Examples, epochs: int, seed: int) -> tf.data.Dataset:
+    """One client's data in one round, as an argument for `LearningProcess.next`.
+
+    Args:
+        examples: n ≥ 1 local examples.
+        epochs: E.
+        seed: the client's seed in this round; see `device_runtime.work.client_seed`.
+
+    Raises:
+        InputError: the client has no examples.
+    """
+    if len(examples) == 0:
+        raise InputError("a client without examples can't take part in a round; leave it out of the cohort")
+    order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(epochs)]).astype(np.int32)
+    return tf.data.Dataset.from_tensors(collections.OrderedDict(x=examples.x, y=examples.y, order=order))

@@ -1,0 +1,98 @@
+"""ClientUpdate of McMahan et al. 2017, Algorithm 1, as a TFF client work."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from device_runtime.work import ClientWork
+from models import ModelSpec
+from models.training import sgd_step
+from tff_sim.client_data import client_data_type
+
+
+def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> Any:
+    """A `tff.learning.templates.ClientWorkProcess` for E epochs of SGD with batch size B.
+
+    Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
+    as weight, which is what TFF's aggregators and finalizers expect.
+    Its measurements are ``loss``, the mean over all examples of all steps, ``examples`` and ``clients``.
+
+    Args:
+        spec: the model.
+        weights_type: TFF's type of `tff.learning.models.ModelWeights` for it.
+        work: batch size, learning rate and proximal term; epochs and order come with the data.
+    """
+    data_type = client_data_type(spec)
+
+    @tff.tensorflow.computation(weights_type, data_type)
+    def train(initial: Any, dataset: tf.data.Dataset) -> Any:
+        model = spec.build()
+        return _train_function(spec, model, work)(initial.trainable, dataset)
+
+    @tff.federated_computation
+    def initialize() -> Any:
+        return tff.federated_value((), tff.SERVER)
+
+    @tff.federated_computation(
+        initialize.type_signature.result,
+        tff.FederatedType(weights_type, tff.CLIENTS),
+        tff.FederatedType(data_type, tff.CLIENTS),
+    )
+    def next_fn(state: Any, weights: Any, data: Any) -> Any:
+        trained = tff.federated_map(train, (weights, data))
+        measurements = collections.OrderedDict(
+            loss_sum=tff.federated_sum(trained.loss_sum),
+            steps_examples=tff.federated_sum(trained.steps_examples),
+            examples=tff.federated_sum(trained.result.update_weight),
+            clients=tff.federated_sum(tff.federated_value(1, tff.CLIENTS)),
+        )
+        return tff.templates.MeasuredProcessOutput(
+            state, trained.result, tff.federated_map(_summary, tff.federated_zip(measurements))
+        )
+
+    return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
+
+
+def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) -> Any:
+    variables = model.trainable_variables
+
+    @tf.function
+    def run(initial: Any, dataset: tf.data.Dataset) -> Any:
+        for variable, value in zip(variables, initial, strict=True):
+            variable.assign(value)
+        data = tf.data.experimental.get_single_element(dataset)
+        x, y, order = data["x"], data["y"], data["order"]
+        examples = tf.shape(x)[0]
+        batch_size = examples if work.batch_size is None else work.batch_size
+        loss_sum = tf.constant(0.0)
+        for epoch in tf.range(tf.shape(order)[0]):
+            for start in tf.range(0, examples, batch_size):
+                indices = order[epoch, start : start + batch_size]
+                loss = sgd_step(
+                    spec, model, tf.gather(x, indices), tf.gather(y, indices),
+                    work.learning_rate, work.proximal, initial,
+                )  # fmt: skip
+                loss_sum += loss * tf.cast(tf.size(indices), tf.float32)
+        weight = tf.cast(examples, tf.float32)
+        return collections.OrderedDict(
+            result=tff.learning.templates.ClientResult(
+                # TFF's finalizers take a pseudo-gradient: the delta of the protocol with its sign turned.
+                update=[value - variable for variable, value in zip(variables, initial, strict=True)],
+                update_weight=weight,
+            ),
+            loss_sum=loss_sum,
+            steps_examples=tf.cast(tf.size(order), tf.float32),
+        )
+
+    return run
+
+
+@tff.tensorflow.computation
+def _summary(sums: Any) -> Any:
+    return collections.OrderedDict(
+        loss=sums["loss_sum"] / sums["steps_examples"], examples=sums["examples"], clients=sums["clients"]
+    )

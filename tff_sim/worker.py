@@ -1,0 +1,98 @@
+"""TFF's worker process: started here, and ended here, whatever happens.
+
+TFF would start the same program by itself, but leaves it running when its parent is killed and waits for
+it without a time limit. So it is started under a context manager, and asks the kernel to be killed when
+its parent dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import tensorflow_federated as tff
+
+from device_runtime.errors import NetworkError
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
+_UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+@contextlib.contextmanager
+def local_worker() -> Iterator[None]:
+    """Run TFF's computations in a worker process of their own for the time of the `with` block.
+
+    Raises:
+        NetworkError: the worker did not start within a minute.
+    """
+    port = _free_port()
+    # No parent's files, and no terminal signals: Ctrl-C reaches the parent, which ends the worker.
+    process = subprocess.Popen(
+        [str(Path(tff.__file__).parent / "data" / "worker_binary"), f"--port={port}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=_UNLIMITED)
+        stub = tff.framework.RemoteExecutorGrpcStub(channel)
+        _wait_until_ready(stub, process)
+        context = _execution_context(stub)
+        with tff.framework.get_context_stack().install(context):
+            yield
+        channel.close()
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _execution_context(stub: Any) -> Any:
+    def executor(cardinalities: Any) -> Any:
+        remote = tff.framework.RemoteExecutor(stub, stream_structs=False)
+        # A computation of the server alone carries no number of clients; the worker wants one.
+        remote.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
+        return remote
+
+    return tff.framework.SyncExecutionContext(
+        executor_fn=tff.framework.ResourceManagingExecutorFactory(executor),
+        compiler_fn=tff.backends.native.desugar_and_transform_to_native,
+    )
+
+
+def _wait_until_ready(stub: Any, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while not stub.is_ready:
+        if process.poll() is not None:
+            raise NetworkError(f"TFF's worker process ended with code {process.returncode} as it started")
+        if time.monotonic() > end:
+            raise NetworkError(f"TFF's worker process did not answer within {_START_SECONDS:.0f} seconds")
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
