@@ -145,11 +145,15 @@ class Manifest:
         if missing:
             raise IntegrityError(f"{where}.files: {', '.join(missing)} missing")
         for name in manifest.files:
-            if Path(name).name != name or name in ("", ".", ".."):
+            if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
                 raise IntegrityError(f"{where}.files: {name!r} is not a plain file name")
         if any(None in spec.shape for spec in manifest.tensors):
             raise IntegrityError(f"{where}.tensors: a weight's shape has a free dimension")
-        if reader.text("model_id") != manifest.model_id:
+        try:
+            fits = reader.text("model_id") == manifest.model_id
+        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+            fits = False
+        if not fits:
             raise IntegrityError(f"{where}.model_id: does not fit the name and tensors")
         return manifest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -44,7 +45,8 @@ class BundleCache:
         try:
             _download(identity, server, scratch)
             open_bundle(scratch)
-            scratch.rename(home)
+            with contextlib.suppress(OSError):  # another process of this device was faster; opened below
+                scratch.rename(home)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return open_bundle(home)

@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--batch-size", type=_batch_size, default=10, metavar="B", help="examples a step, or 'all' (%(default)s)"
     )
-    train.add_argument("--lr", type=float, default=0.1, metavar="η", help="learning rate (%(default)s)")
-    train.add_argument("--proximal", type=float, default=0.0, metavar="μ", help="FedProx's term (%(default)s)")
+    train.add_argument("--lr", type=float, default=0.1, metavar="RATE", help="learning rate (%(default)s)")
+    train.add_argument("--proximal", type=float, default=0.0, metavar="MU", help="FedProx's term (%(default)s)")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="of order and rounding (%(default)s)")
     train.add_argument("--round", type=_positive, default=1, metavar="N", help="round it is for (%(default)s)")
     train.add_argument("--codec", default="f32", metavar="NAME", help="f32 or q8 (%(default)s)")
@@ -183,14 +183,16 @@ def _default_cache() -> Path:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return value

@@ -24,6 +24,7 @@ from device_runtime.update import ClientUpdate
 MAGIC = b"PFUD"
 FORMAT_VERSION = 1
 MAX_METRICS = 16
+_MAX_METRIC_NAME = 255  # bytes of UTF-8: its length is one byte
 
 # magic, format version, codec, number of metrics, model id, round, weight, number of tensors
 _HEADER = struct.Struct("<4sHBB16sIQI")
@@ -144,13 +145,14 @@ def encode(update: ClientUpdate, specs: Sequence[TensorSpec], model_id: str, cod
         seed: the client's seed in this round; fixes the stochastic rounding.
 
     Raises:
-        InputError: the codec is not known.
+        InputError: the codec is not known, or a number or a metric's name does not fit into its field.
         IntegrityError: a tensor has another shape than `specs` say.
         UpdateError: a value is not finite (reason ``non_finite``).
     """
     tensor_codec = _codec(codec)
     check_weights(update.delta, specs, "update")
     require_finite(update.delta, specs)
+    _require_encodable(update)
     rng = np.random.Generator(np.random.Philox(key=[seed, _ROUNDING_STREAM]))
     header = _HEADER.pack(
         MAGIC,
@@ -216,6 +218,18 @@ def require_finite(delta: Weights, specs: Sequence[TensorSpec]) -> None:
 def require_codec(name: str) -> None:
     """Raise `InputError` where `name` is not one of `CODECS`."""
     _codec(name)
+
+
+def _require_encodable(update: ClientUpdate) -> None:
+    if not 0 <= update.weight < 2**64:
+        raise InputError(f"update: weight should be a whole number from 0 to 2**64 - 1, not {update.weight}")
+    if not 0 <= update.round_number < 2**32:
+        raise InputError(f"update: round should be a whole number from 0 to 2**32 - 1, not {update.round_number}")
+    if len(update.metrics) > MAX_METRICS:
+        raise InputError(f"update: {len(update.metrics)} metrics, but the format holds at most {MAX_METRICS}")
+    for name in update.metrics:
+        if len(name.encode()) > _MAX_METRIC_NAME:
+            raise InputError(f"update: the metric's name {name[:20]!r}… is longer than {_MAX_METRIC_NAME} bytes")
 
 
 def _decode_metrics(content: memoryview, count: int) -> tuple[dict[str, float], int]:

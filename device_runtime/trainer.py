@@ -19,6 +19,7 @@ from device_runtime.update import ClientUpdate
 from device_runtime.work import ClientWork
 
 _EVALUATION_BATCH = 256
+_SIGNATURES = ("train", "evaluate", "infer", "set_weights", "get_weights")
 
 
 class DeadlineError(Exception):
@@ -44,6 +45,9 @@ class Trainer:
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self.manifest = bundle.manifest
         path = str(bundle.file(TRAIN_ARTIFACT))
+        missing = [name for name in _SIGNATURES if name not in self.manifest.signatures]
+        if missing:
+            raise IntegrityError(f"{path}: the manifest names no signature {', '.join(missing)}")
         try:
             self._interpreter = open_interpreter(path, threads)
             self._run = {name: self._interpreter.get_signature_runner(name) for name in self.manifest.signatures}

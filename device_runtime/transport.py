@@ -101,7 +101,7 @@ class Transport:
                 if response.status < 500:
                     return response
                 reason = f"the server failed with status {response.status}"
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: of a host's name
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if attempt < self._retry.attempts:
                 self._sleep(self._retry.wait(attempt, self._jitter()))

@@ -15,7 +15,7 @@ from device_runtime.tensors import TensorSpec
 from export.errors import ExportError
 from export.gradients import OVERRIDES, check_supported
 from export.losses import LOSSES
-from models import ModelSpec
+from models import ModelSpec, tensor_names
 
 
 class TrainingGraph(tf.Module):
@@ -44,7 +44,8 @@ class TrainingGraph(tf.Module):
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Name, shape and dtype of each weight, in the order that all weight files and updates have."""
         return tuple(
-            TensorSpec(weight.name.split(":")[0], tuple(weight.shape), weight.dtype.name) for weight in self.weights
+            TensorSpec(name, tuple(weight.shape), weight.dtype.name)
+            for name, weight in zip(tensor_names(self.model), self.weights, strict=True)
         )
 
     def functions(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Keras models, one file each, and their registry. Imports TensorFlow and nothing else."""
 
-from models.initial import initial_weights, seeded_model
+from models.initial import initial_weights, seeded_model, tensor_names
 from models.registry import UnknownModelError, get, names
 from models.spec import ModelSpec
 
-__all__ = ["ModelSpec", "UnknownModelError", "get", "initial_weights", "names", "seeded_model"]
+__all__ = ["ModelSpec", "UnknownModelError", "get", "initial_weights", "names", "seeded_model", "tensor_names"]

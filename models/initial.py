@@ -15,6 +15,11 @@ def seeded_model(spec: ModelSpec, seed: int) -> tf.keras.Model:
     return spec.build()
 
 
+def tensor_names(model: tf.keras.Model) -> tuple[str, ...]:
+    """``layer/weight`` of each trainable weight, in the model's order: the names in manifests and weight files."""
+    return tuple(variable.name.split(":")[0] for variable in model.trainable_variables)
+
+
 def initial_weights(spec: ModelSpec, seed: int) -> tuple[Any, ...]:
     """The trainable weights of `seeded_model` as float32 arrays, in the model's order."""
     return tuple(variable.numpy() for variable in seeded_model(spec, seed).trainable_variables)

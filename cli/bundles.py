@@ -1,0 +1,139 @@
+"""`pocketfed export`, `parity` and `inspect`: bundles and what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import BUNDLE, JSON, print_json
+
+if TYPE_CHECKING:
+    from export.inspection import Inspection
+    from export.parity import ParityReport
+
+
+@click.command()
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="safetensors file to start from, such as a simulation's."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the initial weights, where --weights is not given.")
+@click.option(
+    "--bundle-version", default=1, show_default=True, type=click.IntRange(min=0), help="Devices refuse older."
+)
+@JSON
+def export(model: str, out: Path, weights: Path | None, seed: int, bundle_version: int, as_json: bool) -> None:
+    """Export MODEL (digits_mlp, mnist_2nn or mnist_cnn) as a bundle that devices train.
+
+    It becomes the folder OUT/MODEL-VERSION.bundle.
+
+    The training artifact consists of TFLite builtin operators only. Before anything is written it is run,
+    and must compute what Keras computes.
+    """
+    import models
+    from export.bundle_writer import export_bundle
+
+    bundle = export_bundle(models.get(model), out, bundle_version, seed, weights)
+    if as_json:
+        print_json({"bundle": str(bundle.path), "identity": bundle.identity, "parameters": bundle.manifest.parameters})
+    else:
+        click.echo(f"{bundle.path}: {bundle.manifest.parameters:,} parameters, identity {bundle.identity[:16]}…")
+
+
+@click.command()
+@BUNDLE
+@click.option("--steps", default=60, show_default=True, help="Training steps to compare; at least 60.")
+@click.option("--seed", default=0, show_default=True, help="Of the synthetic batches.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of the interpreter.")
+@JSON
+@click.pass_context
+def parity(ctx: click.Context, bundle: Path, steps: int, seed: int, threads: int, as_json: bool) -> None:
+    """Train BUNDLE's model in Keras and in the TFLite interpreter, and compare after every step.
+
+    Both start from the bundle's weights and see the same batches. Exit code 1 where they differ by more
+    than float32 explains.
+    """
+    from cli.progress import round_progress
+    from device_runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    from export.parity import check_parity
+
+    with round_progress("comparing", steps) as progress:
+        report = check_parity(opened, steps, seed, threads, lambda step: progress(step, "") if step % 10 == 0 else None)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_parity(report)
+    ctx.exit(0 if report.ok else 1)
+
+
+def print_parity(report: ParityReport) -> None:
+    """The largest differences as a table, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from export.parity import TOLERANCE
+
+    table = Table("tensor", "largest difference", "relative", title=f"{report.steps} steps, Keras against TFLite")
+    for difference in report.differences:
+        table.add_row(difference.name, f"{difference.max_abs:.2e}", f"{difference.max_rel:.2e}")
+    Console().print(table)
+    if report.kinks:
+        click.echo(f"kinks crossed, and the step's update confirmed, at steps {', '.join(map(str, report.kinks))}")
+    if report.ok:
+        click.echo(f"parity holds: largest relative difference {report.worst.max_rel:.1e}, tolerance {TOLERANCE:.0e}")
+    else:
+        click.echo(f"parity FAILS: {report.tensor} differs first, at step {report.step}")
+
+
+@click.command()
+@BUNDLE
+@JSON
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds: parameters, operators, sizes; and that no operator needs Flex.
+
+    Operators are counted in the training artifact itself, in all its subgraphs.
+    """
+    from device_runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    from export.inspection import inspect_bundle
+
+    inspection = inspect_bundle(opened)
+    if as_json:
+        print_json(inspection.to_json())
+    else:
+        _print_inspection(inspection)
+
+
+def _print_inspection(inspection: Inspection) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    manifest = inspection.bundle.manifest
+    console.print(
+        f"{manifest.name} version {manifest.version}, {manifest.parameters:,} parameters,"
+        f" identity {inspection.bundle.identity}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    tensors = Table("tensor", "type")
+    for spec in manifest.tensors:
+        tensors.add_row(spec.name, str(spec).replace("[", r"\["))
+    files = Table("file", "bytes")
+    for name, size in inspection.files.items():
+        files.add_row(name, f"{size:,}")
+    operators = Table("operator", "count")
+    for name, count in {**inspection.operators.builtin, **inspection.operators.custom}.items():
+        operators.add_row(name, str(count))
+    for table in (tensors, files, operators):
+        console.print(table)
+    console.print(
+        f"Flex operators: {inspection.operators.flex}; other custom operators: {inspection.operators.other_custom}",
+        highlight=False,
+    )

@@ -1,0 +1,56 @@
+"""Options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, nothing else.")
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+MODEL_HELP = "digits_mlp, mnist_2nn or mnist_cnn."
+
+
+class BatchSize(click.ParamType):
+    """A number of examples, or ``all`` for the paper's B = ∞."""
+
+    name = "B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or value == "all":
+            return None
+        if isinstance(value, int):
+            return value
+        if not value.isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is not a whole number of at least 1, nor 'all'", param, ctx)
+        return int(value)
+
+
+def client_work(epochs: int) -> Callable[[_Function], _Function]:
+    """The options of a client's local training: --epochs (with this default), --batch-size, --lr, --proximal, --seed."""
+    options = [
+        click.option("--epochs", default=epochs, show_default=True, help="E, passes over a client's examples."),
+        click.option(
+            "--batch-size", type=BatchSize(), default=10, show_default=True, help="B, or 'all' for the whole local set."
+        ),
+        click.option("--lr", "learning_rate", default=0.1, show_default=True, help="Learning rate of the clients."),
+        click.option("--proximal", default=0.0, show_default=True, help="Weight of FedProx's proximal term."),
+        click.option("--seed", default=0, show_default=True, help="Of everything random: the same seed, the same run."),
+    ]
+
+    def decorate(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(value, indent=2))

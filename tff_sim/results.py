@@ -1,0 +1,111 @@
+"""What an experiment measured, and its files: metrics.csv, summary.json, accuracy.png, weights.safetensors."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from device_runtime.errors import InputError
+from device_runtime.tensors import TensorSpec, Weights
+from device_runtime.weights import dump_weights
+
+
+@dataclass(frozen=True)
+class RoundMetrics:
+    """A row of metrics.csv. Bytes are those of all the round's clients, as the device's codec encodes them."""
+
+    round: int
+    seconds: float
+    train_loss: float
+    test_accuracy: float
+    test_loss: float
+    clients: int
+    examples: int
+    upload_bytes: int
+    download_bytes: int
+
+
+def rounds_to_target(initial_accuracy: float, accuracies: Sequence[float], target: float) -> float | None:
+    """Rounds until the target, as in McMahan et al. 2017, section 3; None if it was not reached.
+
+    The curve is made monotone (best so far), and the crossing is interpolated linearly between two rounds.
+    """
+    best = initial_accuracy
+    if best >= target:
+        return 0.0
+    for number, accuracy in enumerate(accuracies, start=1):
+        if accuracy >= target:
+            return number - 1 + (target - best) / (accuracy - best)
+        best = max(best, accuracy)
+    return None
+
+
+class ResultFiles:
+    """The files of one run in one folder, written as the rounds come, so that an interrupted run keeps its own.
+
+    Raises:
+        InputError: the folder can't be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._metrics = (folder / "metrics.csv").open("w", newline="")
+        except OSError as error:
+            raise InputError(f"{folder}: can't write there: {error.strerror}; change --out") from None
+        self._writer = csv.DictWriter(self._metrics, [field.name for field in fields(RoundMetrics)])
+        self._writer.writeheader()
+
+    def add(self, metrics: RoundMetrics, weights: Weights, tensors: Sequence[TensorSpec]) -> None:
+        """Append a round's row, and replace the checkpoint."""
+        self._writer.writerow(asdict(metrics))
+        self._metrics.flush()
+        scratch = self.folder / ".weights.safetensors"
+        scratch.write_bytes(dump_weights(weights, tensors))
+        scratch.replace(self.folder / "weights.safetensors")
+
+    def finish(self, summary: dict[str, Any], accuracies: Sequence[float], target: float | None) -> None:
+        """Write the summary and the picture: `accuracies` from round 0 on."""
+        self._metrics.close()
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        _draw(self.folder / "accuracy.png", accuracies, target, f"{summary['model']} on {summary['dataset']}")
+
+
+def summarise(
+    rows: Sequence[RoundMetrics], initial_accuracy: float, target: float | None, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of summary.json: what was measured, then what the experiment was."""
+    accuracies = [row.test_accuracy for row in rows]
+    return {
+        "rounds": len(rows),
+        "rounds_to_target": None if target is None else rounds_to_target(initial_accuracy, accuracies, target),
+        "final_accuracy": accuracies[-1],
+        "best_accuracy": max(accuracies),
+        "seconds_per_round_median": median(row.seconds for row in rows),
+        "upload_bytes": sum(row.upload_bytes for row in rows),
+        "download_bytes": sum(row.download_bytes for row in rows),
+        "initial_accuracy": initial_accuracy,
+        "target_accuracy": target,
+        **about,
+    }
+
+
+def _draw(path: Path, accuracies: Sequence[float], target: float | None, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(range(len(accuracies)), accuracies, color="#1f6feb", linewidth=2)
+    if target is not None:
+        axes.axhline(target, color="#8b949e", linestyle="--", linewidth=1, label=f"target {target:.1%}")
+        axes.legend(loc="lower right", frameon=False)
+    axes.set(xlabel="round", ylabel="test accuracy", title=title, ylim=(0, 1), xlim=(0, max(len(accuracies) - 1, 1)))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
