@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import BUNDLE, JSON, print_json
+from cli.options import BUNDLE, JSON, SEED, print_json
 
 if TYPE_CHECKING:
     from export.inspection import Inspection
     from export.parity import ParityReport
 
 
-@click.command()
+@click.command(short_help="Make a bundle that devices train.")
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle.")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="safetensors file to start from, such as a simulation's."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the initial weights, where --weights is not given.")
+@click.option(
+    "--seed", default=0, show_default=True, type=SEED, help="Of the initial weights, where --weights is not given."
+)
 @click.option(
     "--bundle-version", default=1, show_default=True, type=click.IntRange(min=0), help="Devices refuse older."
 )
@@ -43,10 +45,10 @@ def export(model: str, out: Path, weights: Path | None, seed: int, bundle_versio
         click.echo(f"{bundle.path}: {bundle.manifest.parameters:,} parameters, identity {bundle.identity[:16]}…")
 
 
-@click.command()
+@click.command(short_help="Compare training in Keras and in TFLite.")
 @BUNDLE
 @click.option("--steps", default=60, show_default=True, help="Training steps to compare; at least 60.")
-@click.option("--seed", default=0, show_default=True, help="Of the synthetic batches.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of the synthetic batches.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of the interpreter.")
 @JSON
 @click.pass_context
@@ -90,7 +92,7 @@ def print_parity(report: ParityReport) -> None:
         click.echo(f"parity FAILS: {report.tensor} differs first, at step {report.step}")
 
 
-@click.command()
+@click.command(short_help="Show a bundle's operators and sizes.")
 @BUNDLE
 @JSON
 def inspect(bundle: Path, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import JSON, print_json
+from cli.options import JSON, SEED, print_json
 from device_runtime.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ DEVICES = 5
 SIMULATED_ROUNDS = 20
 FLEET_ROUNDS = 10
 EPOCHS = 5
+LEARNING_RATE = 0.3
 CODEC = "q8"
 
 
@@ -46,9 +47,9 @@ class Curve:
         return len(self.accuracies) - 1
 
 
-@click.command()
+@click.command(short_help="The whole way, in a minute or two.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Results.")
-@click.option("--seed", default=0, show_default=True, help="Of data, weights, cohorts and rounding.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of data, weights, cohorts and rounding.")
 @JSON
 def demo(out: Path, seed: int, as_json: bool) -> None:
     """Simulate, export, check parity, then train on real device processes.
@@ -115,7 +116,7 @@ class _Demonstration:
         self._data = datasets.load("digits")
         self._clients = partition(self._data.train, "iid", CLIENTS, seed)
         self._devices = _pool(self._clients, DEVICES)
-        self._work: ClientWork = ClientWork(epochs=EPOCHS, batch_size=10, learning_rate=0.1, seed=seed)
+        self._work: ClientWork = ClientWork(epochs=EPOCHS, batch_size=10, learning_rate=LEARNING_RATE, seed=seed)
 
     def simulate(self) -> tuple[Curve, Curve, Weights]:
         """20 clients of which 5 take part in a round; then, for comparison, the very fleet of stage four."""
@@ -185,7 +186,7 @@ class _Demonstration:
         arguments = [
             *("--goal", str(DEVICES), "--over-selection", "1", "--minimum", str(DEVICES), "--codec", CODEC),
             *("--rounds", str(FLEET_ROUNDS), "--retry-seconds", "0.2", "--seed", str(self._seed)),
-            *("--epochs", str(EPOCHS), "--batch-size", "10", "--lr", "0.1"),
+            *("--epochs", str(EPOCHS), "--batch-size", "10", "--lr", str(LEARNING_RATE)),
         ]
         started = time.perf_counter()
         with round_progress("on devices", FLEET_ROUNDS) as progress:

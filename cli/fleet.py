@@ -171,10 +171,10 @@ def _fetch(transport: Transport, identity: str, tensors: Sequence[TensorSpec]) -
 
 def _announced_url(process: subprocess.Popen[str], log: Path) -> str:
     """The URL in the line that the server prints once it listens."""
+    stdout = process.stdout
+    assert stdout is not None  # it was started with a pipe
     lines: list[str] = []
-    reader = threading.Thread(
-        target=lambda: lines.append(process.stdout.readline() if process.stdout else ""), daemon=True
-    )
+    reader = threading.Thread(target=lambda: lines.append(stdout.readline()), daemon=True)
     reader.start()
     reader.join(_START_SECONDS)
     if not lines or not lines[0].startswith("listening on "):

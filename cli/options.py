@@ -14,9 +14,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, nothing else.")
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 MODEL_HELP = "digits_mlp, mnist_2nn or mnist_cnn."
+SEED = click.IntRange(0, 2**53 - 1)  # as `device_runtime.work.ClientWork` takes them
 
 
-class BatchSize(click.ParamType):
+class BatchSize(click.ParamType[int | None]):
     """A number of examples, or ``all`` for the paper's B = ∞."""
 
     name = "B"
@@ -32,7 +33,7 @@ class BatchSize(click.ParamType):
 
 
 def client_work(epochs: int) -> Callable[[_Function], _Function]:
-    """The options of a client's local training: --epochs (with this default), --batch-size, --lr, --proximal, --seed."""
+    """The options of a client's local training; --epochs with this default."""
     options = [
         click.option("--epochs", default=epochs, show_default=True, help="E, passes over a client's examples."),
         click.option(

@@ -9,7 +9,7 @@ import click
 from cli.options import BUNDLE, client_work
 
 
-@click.command()
+@click.command(short_help="Run the aggregation server.")
 @BUNDLE
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one.")

@@ -10,7 +10,7 @@ import click
 from cli.options import JSON, MODEL_HELP, client_work, print_json
 
 
-@click.command()
+@click.command(short_help="Simulate Federated Averaging on this machine.")
 @click.option("--model", default="digits_mlp", show_default=True, help=MODEL_HELP)
 @click.option("--dataset", default="digits", show_default=True, help="digits (embedded) or mnist.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the data set's files (IDX for mnist).")

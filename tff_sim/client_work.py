@@ -64,7 +64,7 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
     def run(initial: Any, dataset: tf.data.Dataset) -> Any:
         for variable, value in zip(variables, initial, strict=True):
             variable.assign(value)
-        data = tf.data.experimental.get_single_element(dataset)
+        data = dataset.get_single_element()
         x, y, order = data["x"], data["y"], data["order"]
         examples = tf.shape(x)[0]
         batch_size = examples if work.batch_size is None else work.batch_size

@@ -1,0 +1,41 @@
+# Every target does all the set-up it needs, on a machine with Python 3.11, make and gcc.
+# Nothing is written outside this folder but the package cache.
+
+PYTHON ?= python3.11
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+RUN := .venv/bin/
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: setup demo test check test-data clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml uv.lock | $(UV)
+	$(UV) sync --frozen --compile-bytecode --python $(PYTHON)
+	@touch $@
+
+# Where uv is missing, it goes into a virtual environment of its own.
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(UV):
+
+demo: setup
+	$(RUN)pocketfed demo --out demo
+
+test: setup
+	$(RUN)pytest
+
+# Tests on real data sets: make test-data POCKETFED_DATA_DIR=folder with mnist/
+test-data: setup
+	$(RUN)pytest -m data
+
+check: setup
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+
+clean:
+	rm -rf .venv .uv demo runs dist build

@@ -1,0 +1,50 @@
+"""What all test folders share: one exported bundle of the digits model, and examples for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from device_runtime.bundle import Bundle
+from device_runtime.examples import Examples
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# A test's time says nothing on a machine that others use too.
+settings.register_profile("pocketfed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pocketfed")
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of `digits_mlp`, exported once; not to be changed: see `digits_copy`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow 2.14 uses what its dependencies have deprecated since
+        import models
+        from export.bundle_writer import export_bundle
+
+        return export_bundle(models.get("digits_mlp"), tmp_path_factory.mktemp("digits"), seed=0)
+
+
+@pytest.fixture
+def digits_copy(digits_bundle: Bundle, tmp_path: Path) -> Path:
+    """The path of a copy of `digits_bundle`, to be damaged."""
+    return Path(shutil.copytree(digits_bundle.path, tmp_path / "copies" / digits_bundle.path.name))
+
+
+@pytest.fixture(scope="session")
+def digits_examples() -> Callable[[int, int], Examples]:
+    """`digits_examples(n, seed)`: x float32 [n, 8, 8, 1] from 0 to 1 and labels y int32 [n] from 0 to 9."""
+
+    def make(count: int, seed: int) -> Examples:
+        rng = np.random.default_rng(seed)
+        return Examples(rng.random((count, 8, 8, 1), np.float32), rng.integers(0, 10, count, np.int32))
+
+    return make

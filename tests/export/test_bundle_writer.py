@@ -1,0 +1,178 @@
+"""The exported bundle: signatures, operators, files; and what is refused before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tflite_runtime.interpreter import Interpreter
+
+import models
+from device_runtime.bundle import FILES, INFER_ARTIFACT, MANIFEST, MANIFEST_HASH, TRAIN_ARTIFACT, Bundle, open_bundle
+from device_runtime.errors import CheckFailedError, InputError, IntegrityError
+from device_runtime.weights import dump_weights
+from export import gradients
+from export.bundle_writer import export_bundle
+from export.errors import ExportError
+from export.inspection import inspect_bundle
+from export.operators import read_operators
+from export.training_graph import TrainingGraph
+from models import ModelSpec
+
+SIGNATURES = {
+    "train": (["x", "y", "learning_rate", "proximal"], ["loss"]),
+    "evaluate": (["x", "y"], ["loss_sum", "correct", "count"]),
+    "infer": (["x"], ["logits"]),
+    "set_weights": (["w0", "w1", "w2", "w3"], ["count"]),
+    "get_weights": (["unused"], ["w0", "w1", "w2", "w3"]),
+}
+
+
+def test_the_signatures_are_those_of_the_design_in_manifest_and_artifact(digits_bundle: Bundle) -> None:
+    described = {
+        name: ([spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
+        for name, signature in digits_bundle.manifest.signatures.items()
+    }
+    assert described == SIGNATURES
+    artifact = Interpreter(str(digits_bundle.file(TRAIN_ARTIFACT))).get_signature_list()
+    for name, (inputs, outputs) in SIGNATURES.items():
+        assert sorted(artifact[name]["inputs"]) == sorted(inputs)
+        assert sorted(artifact[name]["outputs"]) == sorted(outputs)
+
+
+def test_the_manifest_names_and_orders_the_weights(digits_bundle: Bundle) -> None:
+    names = [spec.name for spec in digits_bundle.manifest.tensors]
+    assert names == ["hidden/kernel", "hidden/bias", "logits/kernel", "logits/bias"]
+    want = models.initial_weights(models.get("digits_mlp"), 0)
+    for got, expected in zip(digits_bundle.initial_weights(), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_all_operators_are_builtins(digits_bundle: Bundle) -> None:
+    inspection = inspect_bundle(digits_bundle)
+    assert inspection.operators.custom == {}
+    assert inspection.operators.flex == inspection.operators.other_custom == 0
+    assert inspection.operators.builtin["ASSIGN_VARIABLE"] >= 4
+    assert set(inspection.files) == {*FILES, MANIFEST, MANIFEST_HASH}
+    assert inspection.files[TRAIN_ARTIFACT] == digits_bundle.file(TRAIN_ARTIFACT).stat().st_size
+
+
+def test_flex_operators_are_seen(digits_bundle: Bundle) -> None:
+    """The proof that none is there rests on a reader that does see them."""
+
+    @tf.function(input_signature=[tf.TensorSpec((2, 2))])
+    def determinant(x: Any) -> Any:
+        return tf.linalg.det(x)
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([determinant.get_concrete_function()])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
+    operators = read_operators(converter.convert())
+    assert operators.custom == {"FlexMatrixDeterminant": 1}
+    assert (operators.flex, operators.other_custom) == (1, 0)
+
+
+def test_the_frozen_artifact_infers_what_keras_does(digits_bundle: Bundle) -> None:
+    golden = digits_bundle.golden()
+    runner = Interpreter(str(digits_bundle.file(INFER_ARTIFACT))).get_signature_runner()
+    np.testing.assert_allclose(runner(x=golden["x"])["logits"], golden["logits"], rtol=1e-5, atol=1e-5)
+    assert runner(x=golden["x"][:3])["logits"].shape == (3, 10)
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    spec = models.get("digits_mlp")
+    weights = models.initial_weights(spec, 5)
+    tensors = TrainingGraph(spec, spec.build()).tensors
+    (tmp_path / "w.safetensors").write_bytes(dump_weights(weights, tensors))
+    bundle = export_bundle(spec, tmp_path, weights_file=tmp_path / "w.safetensors")
+    for got, expected in zip(bundle.initial_weights(), weights, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    with pytest.raises(InputError, match=r"digits_mlp-1\.bundle: exists already"):
+        export_bundle(spec, tmp_path)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, digits_bundle: Bundle) -> None:
+    with pytest.raises(IntegrityError, match=r"weights of another model \(missing: hidden_1/bias"):
+        export_bundle(models.get("mnist_2nn"), tmp_path, weights_file=digits_bundle.file("weights.safetensors"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.safetensors: can't read the weights"):
+        export_bundle(models.get("digits_mlp"), tmp_path, weights_file=tmp_path / "absent.safetensors")
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: can't write there"):
+        export_bundle(models.get("digits_mlp"), tmp_path / "file")
+
+
+def test_the_same_seed_exports_the_same_weights_and_golden_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    first, second = (export_bundle(models.get("digits_mlp"), tmp_path / name) for name in "ab")
+    same = ("weights.safetensors", "golden.npz")
+    assert {name: first.manifest.files[name] for name in same} == {name: second.manifest.files[name] for name in same}
+    assert first.manifest.created["at"] == "2023-11-14T22:13:20+00:00"
+
+
+def _spec_of(
+    name: str, *layers: Any, loss: str = "sparse_categorical_crossentropy", shape: Any = (8, 8, 1)
+) -> ModelSpec:
+    return replace(
+        models.get("digits_mlp"),
+        name=name,
+        loss=loss,
+        build=lambda: tf.keras.Sequential([tf.keras.layers.Input((8, 8, 1)), *layers]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            ["Flatten()", "Dense(10, 'tanh', name='squash')"],
+            "layer 'squash': no builtin gradient for the operator T",
+        ),
+        (["Conv2D(4, 3, strides=2, name='jump')", "Flatten()", "Dense(10)"], "layer 'jump': Conv2D is supported with"),
+        (
+            ["Flatten()", "Dense(10)", "BatchNormalization(name='norm')"],
+            "layer 'norm': weights that are not trained can't be exported yet",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_named_before_the_conversion(layers: list[str], message: str, tmp_path: Path) -> None:
+    keras = tf.keras.layers
+    made = {
+        "Flatten()": lambda: keras.Flatten(),
+        "Dense(10)": lambda: keras.Dense(10),
+        "Dense(10, 'tanh', name='squash')": lambda: keras.Dense(10, "tanh", name="squash"),
+        "Conv2D(4, 3, strides=2, name='jump')": lambda: keras.Conv2D(4, 3, strides=2, name="jump"),
+        "BatchNormalization(name='norm')": lambda: keras.BatchNormalization(name="norm"),
+    }
+    with pytest.raises(ExportError, match=message):
+        export_bundle(_spec_of("unsupported", *(made[layer]() for layer in layers)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_loss_is_named(tmp_path: Path) -> None:
+    spec = _spec_of("odd", tf.keras.layers.Flatten(), tf.keras.layers.Dense(10), loss="hinge")
+    with pytest.raises(ExportError, match="model 'odd': no builtin form of the loss 'hinge'"):
+        export_bundle(spec, tmp_path)
+
+
+def test_a_wrong_gradient_never_reaches_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, negated_bias_add: str
+) -> None:
+    monkeypatch.setitem(gradients.OVERRIDES, "BiasAdd", negated_bias_add)
+    with pytest.raises(CheckFailedError, match=r"does not compute what Keras does: .*/bias differs by .*nothing was"):
+        export_bundle(models.get("digits_mlp"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_installed_whole(digits_bundle: Bundle) -> None:
+    assert open_bundle(digits_bundle.path.parent).identity == digits_bundle.identity
+    assert [path.name for path in digits_bundle.path.parent.iterdir()] == [digits_bundle.path.name]
