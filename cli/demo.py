@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.demo_report import Curve, write_report
 from cli.options import JSON, SEED, print_json
 from device_runtime.errors import CheckFailedError, InputError
 
@@ -32,21 +32,6 @@ LEARNING_RATE = 0.3
 CODEC = "q8"
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Test accuracies from round 0 on, and what the rounds cost."""
-
-    name: str
-    accuracies: tuple[float, ...]
-    upload_bytes: int
-    download_bytes: int
-    seconds: float
-
-    @property
-    def rounds(self) -> int:
-        return len(self.accuracies) - 1
-
-
 @click.command(short_help="The whole way, in a minute or two.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Results.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of data, weights, cohorts and rounding.")
@@ -60,8 +45,6 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     """
     started = time.perf_counter()
     scratch = _clean(out)
-    from cli.demo_report import write_report
-
     demonstration = _Demonstration(scratch, seed)
     click.echo(f"1/4 simulating {CLIENTS} clients for {SIMULATED_ROUNDS} rounds", err=True)
     simulated, expected, expected_weights = demonstration.simulate()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cli.demo import Curve
+from typing import Any
 
 _STYLES = (("#8b949e", "-"), ("#1f6feb", "--"), ("#d1242f", "-"))
 
@@ -39,6 +37,21 @@ difference $parity. The fleet's weights after $rounds rounds against their simul
 ($codec rounds the updates). Updates took $share of the bytes of float32.</p>
 </html>
 """)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test accuracies from round 0 on, and what the rounds cost."""
+
+    name: str
+    accuracies: tuple[float, ...]
+    upload_bytes: int
+    download_bytes: int
+    seconds: float
+
+    @property
+    def rounds(self) -> int:
+        return len(self.accuracies) - 1
 
 
 def write_report(out: Path, curves: Sequence[Curve], summary: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def load_examples(path: Path, manifest: Manifest) -> Examples:
             range than the manifest's train signature takes.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             fields = {name: np.asarray(arrays[name]) for name in arrays.files}
     except OSError as error:
         raise InputError(f"{path}: can't read the examples: {error.strerror or error}") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from device_runtime.bundle import Bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.codec import encode
-from device_runtime.errors import NetworkError
+from device_runtime.errors import NetworkError, UpdateError
 from device_runtime.examples import load_examples
 from device_runtime.interpreter import runtime_version
 from device_runtime.messages import CheckIn, Configuration, weights_path
@@ -137,9 +137,11 @@ class Participant:
 
         try:
             update = trainer.train(weights, examples, work, number, expired)
+            encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
         except DeadlineError:
             return Session(Outcome.ABORTED, number, "the deadline passed during the training")
-        encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
+        except UpdateError as error:  # this round's work diverged on these examples; another round may not
+            return Session(Outcome.ABORTED, number, str(error))
         reply = self._server.report(token, encoded)
         # A duplicate is our own report whose acknowledgement was lost on the way.
         if reply.verdict == "accepted" or reply.reason == "duplicate":

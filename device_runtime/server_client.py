@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import TypeVar
 
 from device_runtime import messages
 from device_runtime.errors import IntegrityError, NetworkError
@@ -11,6 +12,12 @@ from device_runtime.messages import CheckIn, CheckInReply, Configuration, Report
 from device_runtime.tensors import sha256
 from device_runtime.transport import Response, Transport
 
+# The types of the messages' fields, as they are annotated; what is not listed is a string.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "dict[str, Any] | None": (dict, type(None)),
+}
 _Message = TypeVar("_Message", CheckInReply, Configuration, ReportReply)
 
 
@@ -57,7 +64,10 @@ def _authorization(token: str) -> dict[str, str]:
 
 def _parse(kind: type[_Message], response: Response, what: str) -> _Message:
     try:
-        value: Any = json.loads(response.body)
-        return kind(**value)
+        message = kind(**json.loads(response.body))
+        for field in fields(message):
+            if not isinstance(getattr(message, field.name), _KINDS.get(str(field.type), str)):
+                raise TypeError(field.name)
+        return message
     except (ValueError, TypeError):
         raise NetworkError(f"{what}: the server's answer (status {response.status}) is not understood") from None

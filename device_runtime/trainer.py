@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from device_runtime.batching import batch_indices
 from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
-from device_runtime.errors import IntegrityError
+from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
 from device_runtime.interpreter import open_interpreter
 from device_runtime.tensors import FloatArray, Weights, check_weights
@@ -109,6 +110,7 @@ class Trainer:
 
         Raises:
             DeadlineError: `expired` said so.
+            UpdateError: the training diverged (reason ``non_finite``).
         """
         self.set_weights(weights)
         loss_sum, seen = 0.0, 0
@@ -119,5 +121,7 @@ class Trainer:
                 seen += len(indices)
                 if expired():
                     raise DeadlineError
+        if not math.isfinite(loss_sum):
+            raise UpdateError("non_finite", "the training diverged: its loss is not finite; use a lower learning rate")
         delta = tuple(after - before for after, before in zip(self.get_weights(), weights, strict=True))
         return ClientUpdate(delta, len(examples), round_number, {"loss": loss_sum / seen})

@@ -11,7 +11,7 @@ from models.spec import ModelSpec
 
 def seeded_model(spec: ModelSpec, seed: int) -> tf.keras.Model:
     """A fresh model whose initial weights follow from `seed` alone."""
-    tf.keras.utils.set_random_seed(seed)
+    tf.keras.utils.set_random_seed(seed % 2**32)  # numpy's legacy generator takes no more bits; our seeds have 53
     return spec.build()
 
 

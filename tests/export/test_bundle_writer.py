@@ -111,7 +111,9 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
         export_bundle(models.get("digits_mlp"), tmp_path / "file")
 
 
-def test_the_same_seed_exports_the_same_weights_and_golden_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_seed_exports_the_same_weights_and_golden_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     first, second = (export_bundle(models.get("digits_mlp"), tmp_path / name) for name in "ab")
     same = ("weights.safetensors", "golden.npz")

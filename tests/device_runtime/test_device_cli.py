@@ -1,0 +1,300 @@
+"""The command ``pocketfed-device``: exit codes, one line for an error, and a task with the real server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from device_runtime import __version__, codec
+from device_runtime.bundle import TRAIN_ARTIFACT, WEIGHTS, Bundle
+from device_runtime.cli import main
+from device_runtime.examples import Examples, load_examples
+from device_runtime.messages import STATUS, weights_path
+from device_runtime.participant import Participant
+from device_runtime.tensors import TensorSpec, Weights
+from device_runtime.trainer import Trainer
+from device_runtime.weights import dump_weights, load_weights
+from device_runtime.work import ClientWork, client_seed
+
+Capture = pytest.CaptureFixture[str]
+MakeFile = Callable[[int, int], Path]
+WORK = ClientWork(epochs=2, batch_size=5, learning_rate=0.1, codec="q8")
+CLIENTS = {"a": 12, "b": 30}  # name → number of examples
+
+_SERVE = """
+import sys
+from pathlib import Path
+from aggregation_server.rounds import RoundConfig
+from aggregation_server.server import serve
+from aggregation_server.task import Task
+from device_runtime.bundle import open_bundle
+from device_runtime.work import ClientWork
+task = Task(
+    RoundConfig(goal_count=2, over_selection=1.0, minimum_reports=2, selection_timeout=300, reporting_timeout=300),
+    ClientWork(epochs=2, batch_size=5, learning_rate=0.1, codec="q8"),
+    seed=9, rounds=2, retry_seconds=0.05, poll_seconds=0.05,
+)
+serve(open_bundle(Path(sys.argv[1])), task, sys.argv[2], "127.0.0.1", 0, lambda url: print(url, flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(digits_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the real server, in a process of its own, with a task of two rounds for two devices."""
+    folder = tmp_path_factory.mktemp("server")
+    arguments = [sys.executable, "-c", _SERVE, str(digits_bundle.path), f"sqlite:///{folder / 'server.db'}"]
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url, (folder / "log").read_text()
+        yield url
+        process.terminate()
+        assert process.wait(60) == 0
+    assert (folder / "log").read_text() == ""
+
+
+def run_arguments(url: str, data: Path, cache: Path, client: str = "a", population: str = "digits_mlp") -> list[str]:
+    arguments = ["run", "--server", url, "--data", str(data), "--population", population]
+    return [*arguments, "--client", client, "--cache", str(cache), "--attempts", "3", "--retry-seconds", "0.01"]
+
+
+def fetch(url: str) -> bytes:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=60) as answer:
+        return bytes(answer.read())
+
+
+def status(url: str) -> dict[str, Any]:
+    value = json.loads(fetch(url + STATUS))
+    assert isinstance(value, dict)
+    return value
+
+
+def simulated(bundle: Bundle, weights: Weights, number: int, examples: dict[str, Examples]) -> Weights:
+    """The round's new weights as the paper says: w + Σ n_k·delta_k / Σ n_k, the deltas through the codec."""
+    manifest = bundle.manifest
+    total = [np.zeros(tensor.shape, np.float64) for tensor in weights]
+    for client, local in examples.items():
+        seed = client_seed(9, number, client)
+        work = ClientWork(WORK.epochs, WORK.batch_size, WORK.learning_rate, seed=seed, codec=WORK.codec)
+        update = Trainer(bundle).train(weights, local, work, number)
+        encoded = codec.encode(update, manifest.tensors, manifest.model_id, work.codec, seed)
+        for tensor, delta in zip(total, codec.decode(encoded, manifest.tensors, manifest.model_id).delta, strict=True):
+            tensor += len(local) * delta.astype(np.float64)
+    count = sum(map(len, examples.values()))
+    return tuple((w + t / count).astype(np.float32) for w, t in zip(weights, total, strict=True))
+
+
+def test_a_whole_task_commits_what_a_simulation_computes(
+    server: str, digits_bundle: Bundle, examples_file: MakeFile, tmp_path: Path, capsys: Capture
+) -> None:
+    data = {client: examples_file(count, count) for client, count in CLIENTS.items()}
+
+    def device(client: str) -> int:
+        return main(run_arguments(server, data[client], tmp_path / "cache", client))
+
+    with ThreadPoolExecutor(2) as devices:  # they share a cache
+        assert list(devices.map(device, CLIENTS)) == [0, 0]
+    captured = capsys.readouterr()
+    lines = sorted(captured.out.splitlines())
+    assert captured.err == ""
+    assert [line.split(" (")[0] for line in lines[:4]] == ["round 1: reported"] * 2 + ["round 2: reported"] * 2
+    assert lines[4:] == ["the task is complete"] * 2
+
+    now, manifest = status(server), digits_bundle.manifest
+    assert (now["complete"], now["committed_rounds"]) == (True, 2)
+    weights = digits_bundle.initial_weights()
+    examples = {client: load_examples(path, manifest) for client, path in data.items()}
+    for record in now["history"]:
+        committed = load_weights(fetch(server + weights_path(record["weights"])), manifest.tensors)
+        expected = simulated(digits_bundle, weights, record["number"], examples)
+        for got, want, before in zip(committed, expected, weights, strict=True):
+            assert not np.array_equal(got, before)
+            assert np.abs(got - want).max() <= 1e-6
+        weights = committed
+    assert now["history"][-1]["weights"] == now["weights"] != now["initial_weights"]
+
+
+def one_line(capsys: Capture) -> str:
+    """The only line on standard error, and nothing on standard output."""
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == ""
+    prefix, message = line.split(": ", 1)
+    assert prefix == "pocketfed-device"
+    return message
+
+
+def test_an_unknown_population(server: str, examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
+    assert main(run_arguments(server, examples_file(5, 0), tmp_path / "cache", population="others")) == 3
+    expected = "the server takes no part of population 'others' as 'a': check --population and --client"
+    assert one_line(capsys) == expected
+
+
+def test_a_server_that_is_down(examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    assert main(run_arguments(url, examples_file(5, 0), tmp_path / "cache")) == 3
+    assert one_line(capsys) == f"{url}/v1/check-in: Connection refused (3 attempts)"
+
+
+def test_a_server_that_fails_is_asked_again(
+    script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture
+) -> None:
+    script.answers = [(503, b""), (200, b'{"decision": "complete"}')]
+    assert main(run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")) == 0
+    assert capsys.readouterr() == ("the task is complete\n", "")
+    assert len(script.requests) == 2
+
+
+def test_an_interrupted_run(
+    examples_file: MakeFile, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Participant, "run", interrupted)
+    assert main(run_arguments("http://127.0.0.1:1", examples_file(5, 0), tmp_path)) == 130
+    assert one_line(capsys) == "interrupted"
+
+
+def test_a_run_without_its_data(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "no.npz"
+    assert main(run_arguments("http://127.0.0.1:1", path, tmp_path)) == 2
+    assert one_line(capsys) == f"{path}: no such file; --data names a .npz file with the arrays x and y"
+
+
+def test_a_run_with_a_wrong_url(examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
+    assert main(run_arguments("127.0.0.1:80", examples_file(5, 0), tmp_path)) == 2
+    assert one_line(capsys) == "server '127.0.0.1:80': expected a URL such as http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
+def test_train_writes_the_update(
+    digits_bundle: Bundle, examples_file: MakeFile, tmp_path: Path, capsys: Capture, name: str
+) -> None:
+    data, out, manifest = examples_file(23, 0), tmp_path / "update", digits_bundle.manifest
+    options = ["--epochs", "2", "--batch-size", "5", "--lr", "0.2", "--proximal", "0.5", "--seed", "3", "--round", "7"]
+    arguments = ["train", str(digits_bundle.path.parent), "--data", str(data), "--out", str(out), "--codec", name]
+    assert main([*arguments, *options]) == 0
+    work = ClientWork(2, 5, 0.2, 0.5, seed=3, codec=name)
+    update = Trainer(digits_bundle).train(
+        digits_bundle.initial_weights(), load_examples(data, manifest), work, round_number=7
+    )
+    assert out.read_bytes() == codec.encode(update, manifest.tensors, manifest.model_id, name, 3)
+    assert codec.decode(out.read_bytes(), manifest.tensors, manifest.model_id).round_number == 7
+    expected = f"{out}: {out.stat().st_size} bytes, 23 examples, loss {update.metrics['loss']:.4f}\n"
+    assert capsys.readouterr() == (expected, "")
+
+
+def test_train_starts_from_the_weights_it_is_given(
+    digits_bundle: Bundle, examples_file: MakeFile, tmp_path: Path
+) -> None:
+    data, out, manifest = examples_file(9, 0), tmp_path / "update", digits_bundle.manifest
+    weights = tuple(tensor * np.float32(0.5) for tensor in digits_bundle.initial_weights())
+    (tmp_path / "w").write_bytes(dump_weights(weights, manifest.tensors))
+    arguments = ["train", str(digits_bundle.path), "--data", str(data), "--out", str(out), "--batch-size", "all"]
+    assert main([*arguments, "--weights", str(tmp_path / "w")]) == 0
+    expected = Trainer(digits_bundle).train(weights, load_examples(data, manifest), ClientWork(batch_size=None), 1)
+    assert out.read_bytes() == codec.encode(expected, manifest.tensors, manifest.model_id, "f32", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--data", "{tmp}/no.npz"], 2, "{tmp}/no.npz: can't read the examples: No such file or directory"),
+        (["--weights", "{tmp}/other"], 4, "{tmp}/other: these are the weights of another model (missing: "),
+        (["--weights", "{tmp}/no"], 2, "{tmp}/no: can't read the weights: No such file or directory"),
+        (["--out", "{tmp}/no/out"], 2, "{tmp}/no/out: can't write the update: No such file or directory"),
+        (["--codec", "q3"], 2, "unknown codec 'q3'; known codecs: f32, q8"),
+        (["--epochs", "0"], 2, "client work: epochs should be a whole number of at least 1, not 0"),
+        (["--lr", "0"], 2, "client work: learning_rate should be a finite number above 0, not 0.0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_of_train(
+    digits_bundle: Bundle,
+    examples_file: MakeFile,
+    tmp_path: Path,
+    capsys: Capture,
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "other").write_bytes(dump_weights((np.zeros(1, np.float32),), (TensorSpec("other", (1,)),)))
+    arguments = ["train", str(digits_bundle.path), "--data", str(examples_file(9, 0)), "--out", str(tmp_path / "out")]
+    assert main([*arguments, *(option.format(tmp=tmp_path) for option in options)]) == code
+    assert one_line(capsys).startswith(message.format(tmp=tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_selftest_passes(digits_bundle: Bundle, capsys: Capture) -> None:
+    assert main(["selftest", str(digits_bundle.path.parent), "--threads", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("self-test passed on ")
+    assert captured.out.endswith(", tolerance 1e-04\n")
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("name", [TRAIN_ARTIFACT, WEIGHTS])
+def test_selftest_of_a_changed_bundle(digits_copy: Path, capsys: Capture, name: str) -> None:
+    data = bytearray((digits_copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (digits_copy / name).write_bytes(data)
+    assert main(["selftest", str(digits_copy)]) == 4
+    expected = f"{digits_copy / name}: its SHA-256 is not the manifest's: changed or damaged; copy it again"
+    assert one_line(capsys) == expected
+
+
+def test_selftest_of_nothing(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["selftest", str(tmp_path / "no")]) == 2
+    assert one_line(capsys) == f"{tmp_path / 'no'}: no such bundle; make one with 'pocketfed export'"
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["train"], ["selftest"]], ids=" ".join)
+def test_help_is_plain_text_with_the_exit_codes(command: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit codes: 0 done, 1 a check failed, 2 wrong usage" in " ".join(text.split())
+    assert text.isascii()  # a device's terminal need not be UTF-8
+
+
+def test_the_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"pocketfed-device {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["selftest", "b", "--threads", "0"], "argument --threads: 0 is not a whole number of at least 1"),
+        (["selftest", "b", "--threads", "two"], "argument --threads: two is not a whole number of at least 1"),
+        (["run", "--timeout", "0"], "argument --timeout: 0 is not a number of seconds above 0"),
+        (["run", "--timeout", "nan"], "argument --timeout: nan is not a number of seconds above 0"),
+        (["run", "--retry-seconds", "inf"], "argument --retry-seconds: inf is not a number of seconds above 0"),
+        (["run", "--retry-seconds", "soon"], "argument --retry-seconds: soon is not a number of seconds above 0"),
+        (["train", "b", "--batch-size", "0"], "argument --batch-size: 0 is not a whole number of at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage(arguments: list[str], message: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {message}")

@@ -1,0 +1,270 @@
+"""A device's part in a round, and its cache of bundles, with a server that is a few methods."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from device_runtime.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
+from device_runtime.bundle_cache import BundleCache
+from device_runtime.codec import decode
+from device_runtime.errors import InputError, IntegrityError, NetworkError
+from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
+from device_runtime.participant import Outcome, Participant, Session
+from device_runtime.server_client import ServerClient
+from device_runtime.transport import Response, Transport
+from device_runtime.work import ClientWork
+
+ACCEPT = CheckInReply("accept", round_number=3, token="t", retry_after_seconds=0.5)
+COMPLETE = CheckInReply("complete")
+
+
+class Files(Transport):
+    """Serves a bundle's files and its initial weights; `replaced` says what it sends instead, by path."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__("http://127.0.0.1:1")
+        names = [MANIFEST, *bundle.manifest.files]
+        self.content = {bundle_path(bundle.identity, name): bundle.file(name).read_bytes() for name in names}
+        weights = bundle.manifest.files[WEIGHTS].sha256
+        self.content[weights_path(weights)] = bundle.file(WEIGHTS).read_bytes()
+        self.asked: list[str] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def request(self, method: str, path: str, body: object = None, headers: object = None, limit: int = 0) -> Response:
+        self.before()
+        self.asked.append(path)
+        return Response(200, self.content[path]) if path in self.content else Response(404, b"")
+
+
+@dataclass
+class Rounds:
+    """The answers that a server gives to a device, in turn, and what the device sent."""
+
+    check_ins: list[CheckInReply]
+    configurations: list[Configuration] = field(default_factory=list)
+    reports: list[ReportReply] = field(default_factory=list)
+    received: list[bytes] = field(default_factory=list)
+
+
+class Server(ServerClient):
+    def __init__(self, files: Files, rounds: Rounds) -> None:
+        super().__init__(files)
+        self._rounds = rounds
+
+    def check_in(self, check_in: CheckIn) -> CheckInReply:
+        assert (check_in.population, check_in.client) == ("digits", "phone")
+        return self._rounds.check_ins.pop(0)
+
+    def configuration(self, token: str) -> Configuration:
+        assert token == "t"
+        return self._rounds.configurations.pop(0)
+
+    def report(self, token: str, update: bytes) -> ReportReply:
+        assert token == "t"
+        self._rounds.received.append(update)
+        return self._rounds.reports.pop(0)
+
+
+@pytest.fixture
+def files(digits_bundle: Bundle) -> Files:
+    return Files(digits_bundle)
+
+
+@pytest.fixture
+def start(digits_bundle: Bundle) -> Configuration:
+    work = ClientWork(seed=5, codec="q8", deadline_seconds=100.0)
+    weights = digits_bundle.manifest.files[WEIGHTS].sha256
+    return Configuration("start", 0, 3, digits_bundle.identity, weights, work.to_json())
+
+
+@pytest.fixture
+def sleeps() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def take_part(
+    files: Files, examples_file: Callable[[int, int], Path], tmp_path: Path, sleeps: list[float]
+) -> Callable[..., list[Session]]:
+    """Run a participant through the given answers; the sessions that it told of."""
+
+    def run(rounds: Rounds, limit: int | None = None, seconds_a_look: float = 0.0) -> list[Session]:
+        now = [0.0]
+
+        def clock() -> float:
+            now[0] += seconds_a_look
+            return now[0]
+
+        sessions: list[Session] = []
+        Participant(
+            Server(files, rounds),
+            "digits",
+            "phone",
+            examples_file(23, 0),
+            tmp_path / "cache",
+            sleep=sleeps.append,
+            clock=clock,
+            jitter=lambda: -0.5,
+        ).run(limit, sessions.append)
+        return sessions
+
+    return run
+
+
+def test_an_accepted_report(
+    take_part: Callable[..., list[Session]], start: Configuration, digits_bundle: Bundle, sleeps: list[float]
+) -> None:
+    wait = Configuration("wait", retry_after_seconds=0.25)
+    rounds = Rounds([ACCEPT, COMPLETE], [wait, wait, start], [ReportReply("accepted")])
+    reported, complete = take_part(rounds)
+    assert (reported.outcome, reported.round_number, complete.outcome) == (Outcome.REPORTED, 3, Outcome.COMPLETE)
+    assert sleeps == [0.5, 0.25, 0.25]
+    manifest = digits_bundle.manifest
+    update = decode(rounds.received[0], manifest.tensors, manifest.model_id)
+    assert (update.weight, update.round_number) == (23, 3)
+    assert reported.detail == f"loss {update.metrics['loss']:.4f}, {len(rounds.received[0])} bytes"
+
+
+def test_a_rejection_is_waited_for_with_jitter(take_part: Callable[..., list[Session]], sleeps: list[float]) -> None:
+    rejected, complete = take_part(Rounds([CheckInReply("reject", "cohort_full", retry_after_seconds=10), COMPLETE]))
+    assert rejected == Session(Outcome.REJECTED, detail="cohort_full")
+    assert complete == Session(Outcome.COMPLETE)
+    assert sleeps == [pytest.approx(9.0)]
+
+
+@pytest.mark.parametrize("reason", ["population", "client"])
+def test_a_rejection_that_waiting_does_not_change(take_part: Callable[..., list[Session]], reason: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        take_part(Rounds([CheckInReply("reject", reason)]))
+    expected = "the server takes no part of population 'digits' as 'phone': check --population and --client"
+    assert str(caught.value) == expected
+
+
+def test_an_abandoned_round(take_part: Callable[..., list[Session]]) -> None:
+    aborted, _ = take_part(Rounds([ACCEPT, COMPLETE], [Configuration("aborted")]))
+    assert aborted == Session(Outcome.ABORTED, 3, "the round was abandoned")
+
+
+def test_a_deadline_that_passes(take_part: Callable[..., list[Session]], start: Configuration) -> None:
+    rounds = Rounds([ACCEPT, COMPLETE], [start])
+    aborted, _ = take_part(rounds, seconds_a_look=60.0)
+    assert aborted == Session(Outcome.ABORTED, 3, "the deadline passed during the training")
+    assert rounds.received == []
+
+
+def test_work_that_diverges_ends_the_round_and_not_the_device(
+    take_part: Callable[..., list[Session]], start: Configuration
+) -> None:
+    work = ClientWork(learning_rate=1e30).to_json()
+    aborted, complete = take_part(Rounds([ACCEPT, COMPLETE], [replace(start, work=work)], []))
+    assert (aborted.outcome, complete.outcome) == (Outcome.ABORTED, Outcome.COMPLETE)
+    assert aborted.detail.startswith("the training diverged")
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"),
+    [
+        (ReportReply("aborted", "late", "too late"), Outcome.ABORTED),
+        (ReportReply("refused", "norm", "too large"), Outcome.REFUSED),
+    ],
+)
+def test_a_report_that_does_not_count(
+    take_part: Callable[..., list[Session]], start: Configuration, reply: ReportReply, outcome: Outcome
+) -> None:
+    session, _ = take_part(Rounds([ACCEPT, COMPLETE], [start], [reply]))
+    assert session == Session(outcome, 3, f"{reply.reason}: {reply.message}")
+
+
+def test_only_counted_reports_count_and_a_duplicate_is_one(
+    take_part: Callable[..., list[Session]], start: Configuration, files: Files
+) -> None:
+    replies = [ReportReply("aborted", "late"), ReportReply("refused", "duplicate"), ReportReply("accepted")]
+    sessions = take_part(Rounds([ACCEPT] * 9, [start] * 9, replies), limit=2)
+    assert [session.outcome.value for session in sessions] == ["aborted", "reported", "reported"]
+    assert len([path for path in files.asked if path.endswith(MANIFEST)]) == 1  # the bundle is loaded once
+
+
+def test_weights_that_are_others(take_part: Callable[..., list[Session]], start: Configuration, files: Files) -> None:
+    path = weights_path(start.weights)
+    files.content[path] = files.content[path][:-1] + b"?"
+    with pytest.raises(IntegrityError, match=f"^{path}: what the server sent does not have the SHA-256 "):
+        take_part(Rounds([ACCEPT], [start]))
+
+
+def test_work_that_is_none(take_part: Callable[..., list[Session]]) -> None:
+    with pytest.raises(InputError, match=r"^client work: expected an object with "):
+        take_part(Rounds([ACCEPT], [Configuration("start", work={"epochs": 1})]))
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_bundle_is_downloaded_once(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    identity, cache = digits_bundle.identity, tmp_path / "new" / "cache"
+    for _ in range(2):
+        bundle = BundleCache(cache).get(identity, ServerClient(files))
+        assert (bundle.identity, bundle.path) == (identity, cache / identity)
+    assert len(files.asked) == 1 + len(digits_bundle.manifest.files)
+    assert leftovers(cache) == [identity]
+
+
+def test_a_bundle_that_was_damaged_here_is_downloaded_again(
+    files: Files, digits_bundle: Bundle, tmp_path: Path
+) -> None:
+    first = BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    first.file(WEIGHTS).write_bytes(b"damaged")
+    again = BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    assert again.file(WEIGHTS).read_bytes() == digits_bundle.file(WEIGHTS).read_bytes()
+    assert len(files.asked) == 2 * (1 + len(digits_bundle.manifest.files))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train.tflite", "infer.tflite", "weights.safetensors", "golden.npz"])
+def test_a_file_that_was_changed_on_the_way_is_refused(
+    files: Files, digits_bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    path = bundle_path(digits_bundle.identity, name)
+    files.content[path] = bytes([files.content[path][0] ^ 1]) + files.content[path][1:]
+    with pytest.raises(IntegrityError, match=f"^{path}: what the server sent does not have the SHA-256 "):
+        BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_that_the_server_lacks(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    path = bundle_path(digits_bundle.identity, WEIGHTS)
+    del files.content[path]
+    with pytest.raises(NetworkError, match=f"^{path}: the server answers with status 404$"):
+        BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("identity", ["", "../up", "a/b", "."])
+def test_an_identity_that_is_a_path_is_refused(files: Files, tmp_path: Path, identity: str) -> None:
+    with pytest.raises(IntegrityError, match=r"^bundle identity '.*': expected hexadecimal digits$"):
+        BundleCache(tmp_path).get(identity, ServerClient(files))
+    assert files.asked == []
+
+
+def test_a_cache_that_cannot_be_written(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "cache"
+    with pytest.raises(InputError, match=f"^{folder}: can't write there: Not a directory; change --cache$"):
+        BundleCache(folder).get(digits_bundle.identity, ServerClient(files))
+
+
+def test_two_devices_may_share_a_cache(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    home = tmp_path / digits_bundle.identity
+
+    def another_process_was_faster() -> None:
+        if not home.exists():
+            shutil.copytree(digits_bundle.path, home)
+
+    files.before = another_process_was_faster
+    assert BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files)).path == home
+    assert leftovers(tmp_path) == [digits_bundle.identity]
+    assert open_bundle(home).identity == digits_bundle.identity

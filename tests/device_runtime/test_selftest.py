@@ -1,0 +1,101 @@
+"""The golden self-test: passes on what Keras computed, and on nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from device_runtime import interpreter
+from device_runtime.bundle import GOLDEN, WEIGHTS, Bundle
+from device_runtime.cli import main
+from device_runtime.selftest import TOLERANCE, relative_difference, self_test
+from device_runtime.weights import dump_weights
+
+
+def test_a_bundle_passes(digits_bundle: Bundle) -> None:
+    for threads in (1, 2):
+        result = self_test(digits_bundle, threads)
+        assert result.ok
+        assert 0 <= result.max_rel <= TOLERANCE
+
+
+def change_golden(path: Path, name: str, change: Callable[[Any], Any]) -> None:
+    with np.load(path / GOLDEN, allow_pickle=False) as arrays:
+        fields = dict(arrays)
+    fields[name] = change(fields[name])
+    np.savez(path / GOLDEN, **fields)
+
+
+@pytest.mark.parametrize("name", ["w0", "w1", "w2", "w3", "logits", "losses"])
+def test_other_golden_values_fail(
+    digits_copy: Path, rehash: Callable[..., Bundle], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_golden(digits_copy, name, lambda values: values + np.float32(2e-3) * np.abs(values).max())
+    bundle = rehash(digits_copy)
+    assert main(["selftest", str(digits_copy)]) == 1
+    captured = capsys.readouterr()
+    tensors = [spec.name for spec in bundle.manifest.tensors]
+    named = {"logits": "logits", "losses": "loss"}.get(name) or tensors[int(name[1:])]
+    assert captured.out.startswith(f"self-test FAILED on {interpreter.runtime_version()}: largest relative difference")
+    assert f"({named})" in captured.out
+    assert captured.err == ""
+
+
+def test_other_initial_weights_fail(digits_copy: Path, rehash: Callable[..., Bundle]) -> None:
+    bundle = rehash(digits_copy)
+    weights = bundle.initial_weights()
+    data = dump_weights((weights[0] * np.float32(1.01), *weights[1:]), bundle.manifest.tensors)
+    (digits_copy / WEIGHTS).write_bytes(data)
+    rehash(digits_copy)
+    assert main(["selftest", str(digits_copy)]) == 1
+
+
+def test_values_that_are_not_finite_fail(digits_copy: Path, rehash: Callable[..., Bundle]) -> None:
+    change_golden(digits_copy, "x", lambda values: values * np.float32(np.nan))
+    result = self_test(rehash(digits_copy))
+    assert not result.ok
+    assert result.max_rel == np.inf
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "difference"),
+    [([1.0, 2.0], [1.0, 4.0], 0.5), ([-3.0], [-4.0], 0.25), ([0.5], [0.0], 0.5), ([0.0], [0.0], 0.0)],
+)
+def test_differences_are_relative_to_the_largest_value(got: object, want: object, difference: float) -> None:
+    assert relative_difference(got, want) == difference
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_infinitely_different(value: float) -> None:
+    with np.errstate(invalid="ignore"):
+        assert relative_difference([1.0, value], [1.0, 1.0]) == np.inf
+        assert relative_difference([1.0, 1.0], [1.0, value]) == np.inf
+
+
+def test_the_runtime_is_named_with_its_version() -> None:
+    name, version = interpreter.runtime_version().split()
+    assert version == metadata.version(name)
+
+
+def test_without_tflite_runtime_its_successor_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    successor = ModuleType("ai_edge_litert.interpreter")
+    successor.Interpreter = lambda model_path, num_threads: (model_path, num_threads)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", None)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", ModuleType("ai_edge_litert"))
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", successor)
+    monkeypatch.setattr(metadata, "version", lambda name: {"ai-edge-litert": "2.1"}[name])
+    spec = importlib.util.spec_from_file_location("another_interpreter", interpreter.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.runtime_version() == "ai-edge-litert 2.1"
+    assert module.open_interpreter("m.tflite", 2) == ("m.tflite", 2)

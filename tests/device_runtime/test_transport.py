@@ -1,0 +1,192 @@
+"""HTTP over real sockets: what is tried again, how long the waits are, and what the errors say."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from device_runtime.errors import InputError, IntegrityError, NetworkError
+from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply
+from device_runtime.server_client import ServerClient
+from device_runtime.tensors import sha256
+from device_runtime.transport import Response, RetryPolicy, Transport
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def connect(waits: list[float]) -> Callable[..., Transport]:
+    """A transport that notes its waits instead of waiting, with the jitter at +0.5."""
+
+    def make(url: str, attempts: int = 4, timeout: float = 60) -> Transport:
+        return Transport(url, timeout, RetryPolicy(attempts, first_wait=1.0), waits.append, lambda: 0.5)
+
+    return make
+
+
+@pytest.fixture
+def refused() -> str:
+    """The URL of a port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_request_arrives_and_its_answer_comes_back(
+    connect: Callable[..., Transport], script: Any, waits: list[float]
+) -> None:
+    script.answers = [(404, b"\x00answer")]
+    response = connect(script.url).request("POST", "/v1/x?y=z", b"\xff\x00", {"X-Token": "t"})
+    assert response == Response(404, b"\x00answer")
+    ((method, path, body, headers),) = script.requests
+    assert (method, path, body, headers["X-Token"]) == ("POST", "/v1/x?y=z", b"\xff\x00", "t")
+    assert waits == []
+
+
+def test_a_refused_connection_is_tried_again_with_doubled_waits(
+    connect: Callable[..., Transport], refused: str, waits: list[float]
+) -> None:
+    with pytest.raises(NetworkError) as caught:
+        connect(refused).request("GET", "/v1/x")
+    assert str(caught.value) == f"{refused}/v1/x: Connection refused (4 attempts)"
+    assert waits == pytest.approx([1.1, 2.2, 4.4])
+
+
+def test_a_failing_server_is_tried_again_until_it_recovers(
+    connect: Callable[..., Transport], script: Any, waits: list[float]
+) -> None:
+    script.answers = [(503, b"later"), (500, b""), (200, b"now")]
+    assert connect(script.url).request("POST", "/", b"body") == Response(200, b"now")
+    assert waits == pytest.approx([1.1, 2.2])
+    assert [body for _, _, body, _ in script.requests] == [b"body"] * 3
+
+
+def test_a_server_that_keeps_failing(connect: Callable[..., Transport], script: Any, waits: list[float]) -> None:
+    script.answers = [(502, b"")]
+    with pytest.raises(NetworkError) as caught:
+        connect(script.url, attempts=2).request("GET", "/a")
+    assert str(caught.value) == f"{script.url}/a: the server failed with status 502 (2 attempts)"
+    assert (len(script.requests), len(waits)) == (2, 1)
+
+
+def test_a_server_that_does_not_answer_in_time(
+    connect: Callable[..., Transport], script: Any, waits: list[float]
+) -> None:
+    script.answers = [(0, b"")]
+    with pytest.raises(NetworkError) as caught:
+        connect(script.url, attempts=2, timeout=0.3).request("GET", "/a")
+    assert str(caught.value) == f"{script.url}/a: timed out (2 attempts)"
+    assert waits == pytest.approx([1.1])
+
+
+def test_an_answer_of_the_longest_length_is_read(connect: Callable[..., Transport], script: Any) -> None:
+    script.answers = [(200, b"12345")]
+    assert connect(script.url).request("GET", "/a", limit=5).body == b"12345"
+
+
+def test_a_longer_answer_is_not_read_and_not_asked_for_again(
+    connect: Callable[..., Transport], script: Any, waits: list[float]
+) -> None:
+    script.answers = [(200, b"123456")]
+    with pytest.raises(NetworkError) as caught:
+        connect(script.url).request("GET", "/a", limit=5)
+    assert str(caught.value) == f"{script.url}/a: the answer is longer than 5 bytes"
+    assert (len(script.requests), waits) == (1, [])
+
+
+def test_a_connection_that_ends_without_an_answer(connect: Callable[..., Transport], script: Any) -> None:
+    script.answers = [(0, b"")]
+    script.over.set()  # so the server hangs up at once
+    with pytest.raises(NetworkError, match=r"/a: Remote end closed connection without response \(1 attempts\)$"):
+        connect(script.url, attempts=1).request("GET", "/a")
+
+
+@pytest.mark.parametrize("url", ["http://a..b:80", "http://a b:80"])
+def test_a_host_s_name_that_is_none(connect: Callable[..., Transport], url: str) -> None:
+    with pytest.raises(NetworkError, match=rf"^{url}/a: .* \(1 attempts\)$"):
+        connect(url, attempts=1).request("GET", "/a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:8080", "ftp://host", "http://", "http://:80", "http://host:port", "http://host:99999", "http://["],
+)
+def test_a_url_of_another_form(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Transport(url)
+    assert str(caught.value) == f"server {url!r}: expected a URL such as http://127.0.0.1:8080"
+
+
+def test_https_is_spoken_where_the_url_says_so(connect: Callable[..., Transport], script: Any) -> None:
+    script.answers = [(200, b"")]
+    secure = script.url.replace("http", "https")
+    with pytest.raises(NetworkError, match=rf"^{secure}/a: .*\(1 attempts\)$"):
+        connect(secure, attempts=1).request("GET", "/a")
+    assert script.requests == []  # the server speaks no TLS, so that nothing was said
+
+
+def test_waits_double_up_to_the_longest_and_vary_by_a_fifth() -> None:
+    policy = RetryPolicy(first_wait=2.0, longest_wait=10.0)
+    assert [policy.wait(failures, 0) for failures in (1, 2, 3, 4, 50)] == [2, 4, 8, 10, 10]
+    assert [policy.wait(2, jitter) for jitter in (-1, 1)] == pytest.approx([3.2, 4.8])
+
+
+def test_the_waits_vary_by_themselves(refused: str) -> None:
+    waits: list[float] = []
+    with pytest.raises(NetworkError):
+        Transport(refused, retry=RetryPolicy(6, 1.0, 1.0), sleep=waits.append).request("GET", "/")
+    assert len(set(waits)) == 5
+    assert all(0.8 <= wait <= 1.2 for wait in waits)
+
+
+CALLS: list[tuple[str, Callable[[ServerClient], object]]] = [
+    ("check-in", lambda server: server.check_in(CheckIn("p", "c", "r"))),
+    ("configuration", lambda server: server.configuration("token")),
+    ("report", lambda server: server.report("token", b"update")),
+]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"<html>", b"[]", b"1", b"{}", b'{"reason":"x","message":"y"}', b"\xff"),
+        *(b'{"decision":"accept","retry_after_seconds":"1"}', b'{"state":"start","work":[]}', b'{"verdict":1}'),
+    ],
+)
+@pytest.mark.parametrize(("what", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_answer_that_is_not_understood(
+    connect: Callable[..., Transport], script: Any, what: str, call: Callable[[ServerClient], object], body: bytes
+) -> None:
+    script.answers = [(403, body)]
+    with pytest.raises(NetworkError) as caught:
+        call(ServerClient(connect(script.url)))
+    assert str(caught.value) == f"{what}: the server's answer (status 403) is not understood"
+
+
+def test_the_calls_of_a_device(connect: Callable[..., Transport], script: Any) -> None:
+    script.answers = [(200, b'{"decision":"accept","token":"t"}'), (200, b'{"state":"wait"}')]
+    script.answers += [(409, b'{"verdict":"aborted","reason":"late"}')]
+    results = [call(ServerClient(connect(script.url))) for _, call in CALLS]
+    assert results == [CheckInReply("accept", token="t"), Configuration("wait"), ReportReply("aborted", "late")]
+    first, second, third = script.requests
+    assert first[:3] == ("POST", "/v1/check-in", b'{"population": "p", "client": "c", "runtime": "r"}')
+    assert first[3]["Content-Type"] == "application/json"
+    assert (second[:3], second[3]["Authorization"]) == (("GET", "/v1/configuration", b""), "Bearer token")
+    assert (third[:3], third[3]["Authorization"]) == (("POST", "/v1/report", b"update"), "Bearer token")
+
+
+def test_a_download_is_what_was_asked_for_or_refused(connect: Callable[..., Transport], script: Any) -> None:
+    script.answers = [(200, b"file"), (200, b"other"), (404, b"file"), (200, b"file")]
+    server, identity = ServerClient(connect(script.url)), sha256(b"file")
+    assert server.download("/f", identity, 4) == b"file"
+    with pytest.raises(IntegrityError, match=f"^/f: what the server sent does not have the SHA-256 {identity}$"):
+        server.download("/f", identity, 5)
+    with pytest.raises(NetworkError, match=r"^/f: the server answers with status 404$"):
+        server.download("/f", identity, 4)
+    with pytest.raises(NetworkError, match="the answer is longer than 3 bytes"):
+        server.download("/f", identity, 3)
