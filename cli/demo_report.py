@@ -10,7 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-_STYLES = (("#8b949e", "-"), ("#1f6feb", "--"), ("#d1242f", "-"))
+# Colour, line, width, and which lies above: what was expected of the fleet is drawn dashed on what it did.
+_STYLES = (("#8b949e", "-", 2, 1), ("#24292f", "--", 1.5, 3), ("#f0686b", "-", 5, 2))
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -25,7 +26,7 @@ _PAGE = Template("""<!doctype html>
   th:first-child, td:first-child { text-align: left; }
 </style>
 <h1>From a simulation to a fleet: the same training</h1>
-<p>The red curve is a server and five device processes; the dashed curve is what the simulation expected of
+<p>The broad curve is a server and five device processes; the dashed curve is what the simulation expected of
 them, in float32 and without a network. The devices' updates travelled with $codec.</p>
 $picture
 <div class="table"><table>
@@ -83,12 +84,19 @@ def _figure(curves: Sequence[Curve]) -> Any:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for curve, (colour, line) in zip(curves, _STYLES, strict=True):
+    for curve, (colour, line, width, layer) in zip(curves, _STYLES, strict=True):
         axes.plot(
-            range(curve.rounds + 1), curve.accuracies, color=colour, linestyle=line, linewidth=2, label=curve.name
+            range(curve.rounds + 1),
+            curve.accuracies,
+            color=colour,
+            linestyle=line,
+            linewidth=width,
+            zorder=layer,
+            label=curve.name,
         )
     axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
     axes.legend(loc="lower right", frameon=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
