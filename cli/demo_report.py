@@ -81,6 +81,7 @@ def write_report(out: Path, curves: Sequence[Curve], summary: dict[str, Any]) ->
 
 def _figure(curves: Sequence[Curve]) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -96,7 +97,7 @@ def _figure(curves: Sequence[Curve]) -> Any:
         )
     axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
     axes.legend(loc="lower right", frameon=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -98,6 +98,7 @@ def summarise(
 
 def _draw(path: Path, accuracies: Sequence[float], target: float | None, title: str) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -106,7 +107,7 @@ def _draw(path: Path, accuracies: Sequence[float], target: float | None, title: 
         axes.axhline(target, color="#8b949e", linestyle="--", linewidth=1, label=f"target {target:.1%}")
         axes.legend(loc="lower right", frameon=False)
     axes.set(xlabel="round", ylabel="test accuracy", title=title, ylim=(0, 1), xlim=(0, max(len(accuracies) - 1, 1)))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

@@ -1,0 +1,239 @@
+"""Wrong usage and bad input: an exit code, one line that says what and where, and never a traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import socket
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cli.main import app, main
+from cli.options import BatchSize
+from device_runtime.bundle import Bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
+
+KNOWN_MODELS = "known models: digits_mlp, mnist_2nn, mnist_cnn"
+
+
+def _line(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that is to fail; the one line that it says."""
+    assert main(arguments) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("pocketfed: ")
+    return line.removeprefix("pocketfed: ")
+
+
+needs_tff = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_federated") is None, reason="simulation is not available on this machine"
+)
+
+
+@needs_tff
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "resnet"], f"unknown model 'resnet'; {KNOWN_MODELS}"),
+        (["--dataset", "cifar"], "unknown data set 'cifar'; known data sets: digits, mnist"),
+        (["--partition", "dirichlet"], "unknown partition 'dirichlet'; known partitions: iid, shards"),
+        (["--clients", "0"], "can't deal 1437 examples to 0 clients by 'iid': change --clients"),
+        (["--clients", "2000"], "can't deal 1437 examples to 2000 clients by 'iid': change --clients"),
+        (
+            ["--dataset", "mnist", "--model", "mnist_2nn"],
+            "data set 'mnist': --data-dir is missing; it names the folder with the four MNIST files",
+        ),
+        (
+            ["--model", "mnist_2nn"],
+            "model 'mnist_2nn' takes examples of (28, 28, 1), data set 'digits' has (8, 8, 1):"
+            " choose another --model or --dataset",
+        ),
+        (["--fraction", "1.5"], "--fraction should be from 0 to 1, not 1.5"),
+        (["--rounds", "0"], "--rounds should be at least 1, not 0"),
+        (["--target-accuracy", "97"], "--target-accuracy should be above 0 and at most 1, not 97.0"),
+        (["--epochs", "0"], "client work: epochs should be a whole number of at least 1, not 0"),
+        (["--lr", "-0.1"], "client work: learning_rate should be a finite number above 0, not -0.1"),
+        (["--lr", "nan"], "client work: learning_rate should be a finite number above 0, not nan"),
+        (["--proximal", "-1"], "client work: proximal should be a finite number of at least 0, not -1.0"),
+        (["--seed", "-1"], "client work: seed should be a whole number from 0 to 2**53 - 1, not -1"),
+    ],
+)
+def test_simulate(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert _line(["simulate", *arguments, "--out", str(out)], 2, capsys) == message
+    assert not out.exists()  # a run that can't start leaves nothing
+
+
+@needs_tff
+def test_simulate_with_a_missing_folder_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "nowhere"
+    arguments = ["simulate", "--model", "mnist_2nn", "--dataset", "mnist", "--data-dir", str(missing)]
+    assert _line([*arguments, "--out", str(tmp_path / "run")], 2, capsys) == (
+        f"{missing}: no such folder; --data-dir should hold the four MNIST files"
+    )
+
+
+@needs_tff
+def test_simulate_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    assert _line(["simulate", "--out", str(taken)], 2, capsys) == (
+        f"{taken}: can't write there: File exists; change --out"
+    )
+    assert taken.read_text() == "mine"
+
+
+def test_demo_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    assert _line(["demo", "--out", str(taken)], 2, capsys) == (
+        f"{taken}: can't write there: Not a directory; change --out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "message"),
+    [
+        (
+            "Darwin",
+            "arm64",
+            "simulation needs TensorFlow Federated, which is available for Linux on x86-64 only, not for Darwin on"
+            " arm64; export, parity, server and devices work here",
+        ),
+        (
+            "Linux",
+            "x86_64",
+            "simulation needs TensorFlow Federated, which is not installed: run 'make setup'",
+        ),
+    ],
+)
+def test_simulate_without_tff(
+    system: str,
+    machine: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "platform", system.lower())
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert _line(["simulate", "--out", str(tmp_path / "run")], 2, capsys) == message
+
+
+def test_export_of_an_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _line(["export", "resnet", "--out", str(tmp_path)], 2, capsys)
+    assert line == f"unknown model 'resnet'; {KNOWN_MODELS}"
+
+
+def test_export_of_a_bundle_that_exists(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _line(["export", "digits_mlp", "--out", str(digits_bundle.path.parent)], 2, capsys)
+    assert line.startswith(f"{digits_bundle.path}: exists already; ")
+
+
+@pytest.mark.parametrize("command", ["parity", "inspect", "serve"])
+def test_a_missing_bundle(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "nowhere.bundle"
+    line = _line([command, str(missing)], 2, capsys)
+    assert line == f"{missing}: no such bundle; make one with 'pocketfed export'"
+    line = _line([command, str(tmp_path)], 2, capsys)
+    assert line == f"{tmp_path}: expected a bundle, or a folder that holds exactly one; found none"
+
+
+def test_a_damaged_bundle_is_an_integrity_error(digits_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = digits_copy / "train.tflite"
+    artifact.write_bytes(artifact.read_bytes()[:-1] + b"x")
+    assert _line(["inspect", str(digits_copy)], 4, capsys).startswith(f"{artifact}: its SHA-256 is not the manifest's")
+
+
+def test_parity_over_too_few_steps(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _line(["parity", str(digits_bundle.path), "--steps", "10"], 2, capsys)
+    assert line == "parity: at least 60 steps are needed to show a drift, not 10"
+
+
+def test_serve_with_an_unknown_codec(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _line(["serve", str(digits_bundle.path), "--codec", "zip"], 2, capsys)
+    assert line.startswith("unknown codec 'zip'; known codecs: f32, ")
+
+
+def test_serve_on_a_port_in_use(digits_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        database = tmp_path / "server.db"
+        arguments = ["--port", str(port), "--db", f"sqlite:///{database}"]
+        line = _line(["serve", str(digits_bundle.path), *arguments], 3, capsys)
+    assert line.startswith(f"can't listen at 127.0.0.1:{port}: Address already in use")
+    assert not database.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["simulate", "--batch-size", "0"],
+            "Invalid value for '--batch-size': '0' is not a whole number of at least 1, nor 'all'",
+        ),
+        (
+            ["simulate", "--batch-size", "ten"],
+            "Invalid value for '--batch-size': 'ten' is not a whole number of at least 1, nor 'all'",
+        ),
+        (["simulate", "--rounds", "many"], "Invalid value for '--rounds': 'many' is not a valid integer."),
+        (["simulate", "--momentum", "1"], "No such option '--momentum'."),
+        (
+            ["export", "digits_mlp", "--out", "nowhere", "--seed", "-1"],
+            "Invalid value for '--seed': -1 is not in the range 0<=x<=9007199254740991.",
+        ),
+        (
+            ["parity", "nowhere", "--seed", "-1"],
+            "Invalid value for '--seed': -1 is not in the range 0<=x<=9007199254740991.",
+        ),
+        (["demo", "--seed", "-1"], "Invalid value for '--seed': -1 is not in the range 0<=x<=9007199254740991."),
+        (["export"], "Missing argument 'MODEL'."),
+        (["fly"], "No such command 'fly'."),
+    ],
+)
+def test_wrong_usage_is_shown_with_the_way_to_help(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
+    assert lines[0].startswith("Usage: pocketfed ")
+    assert lines[-1] == f"Error: {message}"
+    assert "Traceback" not in output.err
+
+
+def test_a_batch_size_is_a_number_or_all() -> None:
+    kind = BatchSize()
+    assert (kind.convert("7", None, None), kind.convert("all", None, None), kind.convert(10, None, None)) == (
+        7,
+        None,
+        10,
+    )
+
+
+def test_a_fault_of_the_program_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def broken() -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setitem(app.commands, "broken", broken)
+    with pytest.raises(KeyError, match="a fault"):
+        main(["broken"])
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def slow() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(app.commands, "slow", slow)
+    assert main(["slow"]) == 130
+    assert capsys.readouterr().err.strip() == "pocketfed: interrupted"

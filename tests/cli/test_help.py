@@ -1,0 +1,52 @@
+"""Help: every command has it, and none of it loads what takes seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cli.main import app, main
+from device_runtime import __version__
+
+HEAVY = "tensorflow tensorflow_federated fastapi sqlalchemy matplotlib sklearn numpy uvicorn tflite_runtime models"
+
+COUNT_MODULES = f"""
+import sys
+from cli.main import main
+code = main(["--help"])
+print("loaded:", *sorted(set({HEAVY!r}.split()) & set(sys.modules)))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("command", ["demo", "simulate", "export", "parity", "inspect", "serve"])
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command in app.commands
+    assert main([command, "--help"]) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith(f"Usage: pocketfed {command}")
+    assert output.err == ""
+
+
+def test_help_lists_all_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    output = capsys.readouterr().out
+    for name, command in app.commands.items():
+        assert f"  {name} " in output
+        assert command.get_short_help_str(80) in output
+    assert "Exit codes: 0 done, 1 a check failed, 2 wrong usage or input" in output
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pocketfed, version {__version__}\n"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", COUNT_MODULES], capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "loaded:"

@@ -1,0 +1,134 @@
+"""Whole experiments through the command line: what other programs rely on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from cli.main import main
+from device_runtime.codec import encoded_size
+from device_runtime.errors import InputError
+from device_runtime.examples import Examples
+from device_runtime.tensors import TensorSpec
+from device_runtime.weights import dump_weights, read_weights
+from tff_sim import Experiment, datasets
+from tff_sim.evaluation import Evaluator
+from tff_sim.results import rounds_to_target
+
+pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
+
+SPEC = models.get("digits_mlp")
+SUMMARY = {
+    "rounds", "rounds_to_target", "final_accuracy", "best_accuracy", "seconds_per_round_median", "upload_bytes",
+    "download_bytes", "codec", "seed", "parameters",
+}  # fmt: skip
+COLUMNS = [
+    "round", "seconds", "train_loss", "test_accuracy", "test_loss", "clients", "examples", "upload_bytes",
+    "download_bytes",
+]  # fmt: skip
+
+
+def _tensors() -> list[TensorSpec]:
+    model = SPEC.build()
+    names = models.tensor_names(model)
+    return [TensorSpec(name, tuple(v.shape)) for name, v in zip(names, model.trainable_variables, strict=True)]
+
+
+def _rows(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_run_in_json_and_its_files(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--model", "digits_mlp", "--clients", "20", "--fraction", "0.1", "--rounds", "3", "--seed", "4"]
+    run = subprocess.run(
+        [sys.executable, "-m", "cli.main", "simulate", *arguments, "--json", "--out", str(out)],
+        capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=300,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)  # nothing else is on standard output
+    assert isinstance(summary, dict)
+    assert [line.split()[:2] for line in run.stderr.splitlines()] == [["simulating", f"{n}/3"] for n in (1, 2, 3)]
+
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert set(summary) >= SUMMARY
+    assert (summary["rounds"], summary["rounds_to_target"]) == (3, None)
+    assert (summary["codec"], summary["seed"], summary["parameters"]) == ("f32", 4, 4810)
+
+    rows = _rows(out)
+    assert list(rows[0]) == COLUMNS
+    assert [row["round"] for row in rows] == ["1", "2", "3"]
+    assert [row["clients"] for row in rows] == ["2", "2", "2"]
+    assert all(143 <= int(row["examples"]) <= 144 for row in rows)  # 1,437 dealt to 20, and two of them
+    accuracies = [float(row["test_accuracy"]) for row in rows]
+    assert summary["final_accuracy"] == accuracies[-1]
+    assert summary["best_accuracy"] == max(accuracies)
+    assert accuracies[-1] > summary["initial_accuracy"] + 0.2  # it learns
+    tensors = _tensors()
+    weights = read_weights(out / "weights.safetensors", tensors)
+    assert summary["upload_bytes"] == 6 * encoded_size(tensors, "f32", ["loss"])
+    assert summary["download_bytes"] == 6 * len(dump_weights(weights, tensors))
+
+    # The weights in the file are those whose accuracy is told.
+    test = Evaluator(SPEC, datasets.load("digits").test)(weights)
+    assert test.accuracy == pytest.approx(summary["final_accuracy"])
+    assert test.loss == pytest.approx(float(rows[-1]["test_loss"]), rel=1e-5)
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_run_stops_at_its_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = ["--clients", "10", "--fraction", "0.2", "--rounds", "50", "--target-accuracy", "0.5", "--lr", "0.2"]
+    assert main(["simulate", *arguments, "--out", str(out)]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    accuracies = [float(row["test_accuracy"]) for row in _rows(out)]
+    assert summary["rounds"] == len(accuracies) < 50
+    assert accuracies[-1] >= 0.5
+    assert all(accuracy < 0.5 for accuracy in accuracies[:-1])
+    reached = summary["rounds_to_target"]
+    assert reached == rounds_to_target(summary["initial_accuracy"], accuracies, 0.5)
+    assert len(accuracies) - 1 < reached <= len(accuracies)
+
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"50.0% reached in round {len(accuracies)} (interpolated: {reached:.1f})"
+    assert last.startswith(f"test accuracy {accuracies[-1]:.2%} (best {max(accuracies):.2%}) after {len(accuracies)} ")
+    assert last.endswith(f"results in {out}")
+
+
+def test_evaluation_goes_over_all_batches_of_the_test_set() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((1100, 8, 8, 1), np.float32)  # two batches of 500, and one of 100
+    weights = models.initial_weights(SPEC, 0)
+    model = models.seeded_model(SPEC, 0)
+    y = model(x).numpy().argmax(axis=1).astype(np.int32)
+    y[-50:] = (y[-50:] + 1) % 10
+    result = Evaluator(SPEC, Examples(x, y))(weights)
+    assert result.accuracy == pytest.approx(1050 / 1100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fraction": -0.1}, "--fraction should be from 0 to 1, not -0.1"),
+        ({"fraction": 1.5}, "--fraction should be from 0 to 1, not 1.5"),
+        ({"fraction": float("nan")}, "--fraction should be from 0 to 1, not nan"),
+        ({"rounds": 0}, "--rounds should be at least 1, not 0"),
+        ({"target_accuracy": 0.0}, "--target-accuracy should be above 0 and at most 1, not 0.0"),
+        ({"target_accuracy": 97.0}, "--target-accuracy should be above 0 and at most 1, not 97.0"),
+        ({"target_accuracy": float("nan")}, "--target-accuracy should be above 0 and at most 1, not nan"),
+    ],
+)
+def test_numbers_out_of_range_are_named(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Experiment(**changes)  # type: ignore[arg-type]
+    assert str(caught.value) == message

@@ -1,0 +1,247 @@
+"""A round of Federated Averaging against TFF's own, against plain TensorFlow, and against itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import models
+from device_runtime.batching import batch_indices, epoch_order
+from device_runtime.errors import InputError
+from device_runtime.examples import Examples
+from device_runtime.tensors import Weights
+from device_runtime.work import ClientWork, client_seed
+from models.training import sgd_step
+from tff_sim import build_fed_avg, client_dataset
+from tff_sim.simulation import SimulatedRound, random_cohorts, simulate
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning"),
+    pytest.mark.usefixtures("tff_worker"),
+]
+
+SPEC = models.get("digits_mlp")
+WORK = ClientWork(epochs=2, batch_size=5, learning_rate=0.2, seed=11)
+# Five full batches, a last batch of two, fewer examples than a batch, and a single one.
+SIZES = {"full": 25, "uneven": 12, "few": 3, "single": 1}
+
+
+@pytest.fixture(scope="module")
+def clients() -> dict[str, Examples]:
+    rng = np.random.default_rng(0)
+    return {
+        # labels of a client's own: with equal distributions, weighted and plain mean would be alike
+        name: Examples(
+            rng.random((size, 8, 8, 1), np.float32), ((rng.integers(0, 3, size) + 3 * index) % 10).astype(np.int32)
+        )
+        for index, (name, size) in enumerate(SIZES.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def initial() -> Weights:
+    return models.initial_weights(SPEC, 0)
+
+
+@pytest.fixture(scope="module")
+def process(initial: Weights) -> Any:
+    return build_fed_avg(SPEC, WORK, initial)
+
+
+@pytest.fixture(scope="module")
+def trained_in_eager(clients: dict[str, Examples], initial: Weights) -> Callable[..., tuple[Weights, float]]:
+    """`trained_in_eager(name, seed, work)`: one client's weights after its work, and its mean loss."""
+
+    def train(name: str, seed: int, work: ClientWork) -> tuple[Weights, float]:
+        examples = clients[name]
+        model = models.seeded_model(SPEC, 99)
+        model.set_weights(list(initial))
+        losses = [
+            len(batch)
+            * float(
+                sgd_step(
+                    SPEC, model, tf.constant(examples.x[batch]), tf.constant(examples.y[batch]),
+                    work.learning_rate, work.proximal, initial,
+                )
+            )
+            for epoch in range(work.epochs)
+            for batch in batch_indices(len(examples), work.batch_size, seed, epoch)
+        ]  # fmt: skip
+        return tuple(model.get_weights()), sum(losses) / (work.epochs * len(examples))
+
+    return train
+
+
+def _round(process: Any, clients: dict[str, Examples], names: list[str], work: ClientWork) -> tuple[Weights, Any]:
+    """Weights and metrics after one round; each client has the seed that round 1 of the work gives it."""
+    data = [client_dataset(clients[name], work.epochs, client_seed(work.seed, 1, name)) for name in names]
+    output = process.next(process.initialize(), data)
+    return tuple(process.get_model_weights(output.state).trainable), output.metrics["client_work"]
+
+
+def _largest_difference(a: Weights, b: Weights) -> float:
+    return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+
+
+def _mean(values: list[Weights], weights: list[int]) -> Weights:
+    return tuple(np.average(np.stack(tensors), axis=0, weights=weights) for tensors in zip(*values, strict=True))
+
+
+def _batches(examples: Examples, work: ClientWork, seed: int) -> tf.data.Dataset:
+    """The client's batches in the protocol's order, as stock TFF takes them."""
+    batches = [
+        tf.data.Dataset.from_tensors((examples.x[indices], examples.y[indices]))
+        for epoch in range(work.epochs)
+        for indices in batch_indices(len(examples), work.batch_size, seed, epoch)
+    ]
+    return functools.reduce(lambda done, more: done.concatenate(more), batches)
+
+
+def _stock_round(clients: dict[str, Examples], initial: Weights) -> tuple[Weights, Any]:
+    """The same round by `tff.learning.algorithms.build_weighted_fed_avg`."""
+
+    def model_fn() -> Any:
+        return tff.learning.models.from_keras_model(
+            SPEC.build(),
+            loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            input_spec=(SPEC.input, SPEC.label),
+        )
+
+    stock = tff.learning.algorithms.build_weighted_fed_avg(
+        model_fn,
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(WORK.learning_rate),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+    )
+    state = stock.set_model_weights(
+        stock.initialize(), tff.learning.models.ModelWeights(trainable=list(initial), non_trainable=[])
+    )
+    data = [_batches(examples, WORK, client_seed(WORK.seed, 1, name)) for name, examples in clients.items()]
+    output = stock.next(state, data)
+    return tuple(stock.get_model_weights(output.state).trainable), output.metrics
+
+
+def test_a_round_is_that_of_stock_tff(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
+    got, metrics = _round(process, clients, list(clients), WORK)
+    want, _ = _stock_round(clients, initial)
+    assert _largest_difference(want, initial) > 0.05  # the round did move the weights
+    assert _largest_difference(got, want) <= 1e-5
+    assert int(metrics["examples"]) == sum(SIZES.values())
+
+
+def test_a_round_is_the_mean_weighted_by_examples(
+    process: Any,
+    clients: dict[str, Examples],
+    trained_in_eager: Callable[..., tuple[Weights, float]],
+) -> None:
+    got, metrics = _round(process, clients, list(clients), WORK)
+    results = [trained_in_eager(name, client_seed(WORK.seed, 1, name), WORK) for name in clients]
+    weights = [weights for weights, _ in results]
+    assert _largest_difference(got, _mean(weights, list(SIZES.values()))) <= 1e-5
+    assert _largest_difference(got, _mean(weights, [1] * len(SIZES))) > 1e-2  # a plain mean is something else
+
+    losses = [loss for _, loss in results]
+    assert float(metrics["loss"]) == pytest.approx(np.average(losses, weights=list(SIZES.values())), rel=1e-5)
+    assert float(metrics["loss"]) != pytest.approx(np.mean(losses), rel=1e-2)
+    assert int(metrics["examples"]) == sum(SIZES.values())
+    assert int(metrics["clients"]) == len(SIZES)
+
+
+def test_the_order_of_the_batches_counts(process: Any, clients: dict[str, Examples]) -> None:
+    one, _ = _round(process, clients, ["full"], WORK)
+    other, _ = _round(process, clients, ["full"], replace(WORK, seed=WORK.seed + 1))
+    assert _largest_difference(one, other) > 1e-4
+
+
+def test_an_infinite_batch_size_is_one_step_on_all_examples(clients: dict[str, Examples], initial: Weights) -> None:
+    work = ClientWork(epochs=1, batch_size=None, learning_rate=0.5, seed=3)
+    got, _ = _round(build_fed_avg(SPEC, work, initial), clients, ["full"], work)
+    model = models.seeded_model(SPEC, 99)
+    model.set_weights(list(initial))
+    x, y = clients["full"].x, clients["full"].y
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x)))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    want = tuple(w - 0.5 * g.numpy() for w, g in zip(initial, gradients, strict=True))
+    assert _largest_difference(want, initial) > 1e-2
+    assert _largest_difference(got, want) <= 1e-5
+
+
+def test_a_proximal_term_holds_the_weights_back(
+    clients: dict[str, Examples], initial: Weights, trained_in_eager: Callable[..., tuple[Weights, float]]
+) -> None:
+    work = replace(WORK, proximal=2.0)
+    got, _ = _round(build_fed_avg(SPEC, work, initial), clients, ["full"], work)
+    seed = client_seed(work.seed, 1, "full")
+    want, _ = trained_in_eager("full", seed, work)
+    free, _ = trained_in_eager("full", seed, WORK)
+    assert _largest_difference(got, want) <= 1e-5
+    assert _largest_difference(got, free) > 1e-2
+
+    def distance(weights: Weights) -> float:
+        return sum(float(((a - b) ** 2).sum()) for a, b in zip(weights, initial, strict=True))
+
+    assert distance(got) < distance(free)
+
+
+def _two_rounds(process: Any, clients: dict[str, Examples], seed: int) -> list[SimulatedRound]:
+    cohort = random_cohorts(list(clients), 0.5, seed)
+    return list(simulate(process, clients, replace(WORK, seed=seed), cohort, 2))
+
+
+def test_the_same_seed_is_the_same_run_to_the_bit(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
+    first = _two_rounds(process, clients, 5)
+    again = _two_rounds(build_fed_avg(SPEC, WORK, initial), clients, 5)
+    other = _two_rounds(process, clients, 6)
+    for one, two in zip(first, again, strict=True):
+        assert [w.tobytes() for w in one.weights] == [w.tobytes() for w in two.weights]
+        assert replace(one, weights=(), seconds=0) == replace(two, weights=(), seconds=0)
+    assert _largest_difference(first[-1].weights, other[-1].weights) > 1e-4
+
+
+def test_rounds_are_counted_and_go_on_from_each_other(process: Any, clients: dict[str, Examples]) -> None:
+    rounds = list(simulate(process, clients, WORK, lambda number: [["few"], ["few", "single"]][number - 1], 2))
+    assert [(done.number, done.clients, done.examples) for done in rounds] == [(1, 1, 3), (2, 2, 4)]
+    first, _ = _round(process, clients, ["few"], WORK)
+    assert _largest_difference(rounds[0].weights, first) == 0
+    assert _largest_difference(rounds[1].weights, first) > 1e-3
+    assert all(weight.dtype == np.float32 for done in rounds for weight in done.weights)
+
+
+def test_it_is_a_learning_process_of_tff(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
+    assert isinstance(process, tff.learning.templates.LearningProcess)
+    state = process.initialize()
+    assert _largest_difference(tuple(process.get_model_weights(state).trainable), initial) == 0
+
+    other = models.initial_weights(SPEC, 1)
+    state = process.set_model_weights(state, tff.learning.models.ModelWeights(trainable=list(other), non_trainable=[]))
+    assert _largest_difference(tuple(process.get_model_weights(state).trainable), other) == 0
+    output = process.next(state, [client_dataset(clients["single"], 1, 0)])
+    moved = _largest_difference(tuple(process.get_model_weights(output.state).trainable), other)
+    assert 0 < moved < 0.5  # one step from the weights that were set
+
+
+def test_client_data_carry_the_order_of_the_protocol(clients: dict[str, Examples]) -> None:
+    (element,) = client_dataset(clients["uneven"], 3, seed=42).as_numpy_iterator()
+    assert list(element) == ["x", "y", "order"]
+    np.testing.assert_array_equal(element["x"], clients["uneven"].x)
+    np.testing.assert_array_equal(element["y"], clients["uneven"].y)
+    order: npt.NDArray[np.int32] = element["order"]
+    assert order.shape == (3, 12)
+    assert order.dtype == np.int32
+    for epoch in range(3):
+        np.testing.assert_array_equal(order[epoch], epoch_order(12, 42, epoch))
+
+
+def test_a_client_without_examples_is_refused() -> None:
+    nothing = Examples(np.zeros((0, 8, 8, 1), np.float32), np.zeros(0, np.int32))
+    with pytest.raises(InputError) as caught:
+        client_dataset(nothing, 1, 0)
+    assert str(caught.value) == ("a client without examples can't take part in a round; leave it out of the cohort")

@@ -1,0 +1,83 @@
+"""Rounds to a target worked out by hand, and the files of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_runtime.errors import InputError
+from device_runtime.tensors import TensorSpec
+from device_runtime.weights import read_weights
+from tff_sim.results import ResultFiles, RoundMetrics, rounds_to_target, summarise
+
+TENSORS = (TensorSpec("layer/kernel", (2,)),)
+
+
+def _row(number: int, accuracy: float, seconds: float = 1.0) -> RoundMetrics:
+    return RoundMetrics(number, seconds, 0.5, accuracy, 0.6, 2, 20, 100, 200)
+
+
+@pytest.mark.parametrize(
+    ("initial", "accuracies", "target", "expected"),
+    [
+        (0.1, [0.3, 0.5], 0.5, 2.0),  # reached exactly at a round's end
+        (0.1, [0.3, 0.5], 0.4, 1.5),  # half way through the second round
+        (0.1, [0.3], 0.15, 0.25),  # within the first round, from the initial accuracy
+        (0.0, [0.6, 0.2, 0.8], 0.7, 2.5),  # made monotone: from the best so far, 0.6, not from 0.2
+        (0.4, [0.1, 0.2, 0.6], 0.5, 2.5),  # the best so far is the initial accuracy
+        (0.0, [0.2, 0.9, 0.1], 0.9, 2.0),  # what comes after does not matter
+        (0.9, [0.1], 0.9, 0.0),  # reached before the first round
+        (0.1, [0.3, 0.4], 0.5, None),  # never
+        (0.1, [], 0.5, None),
+    ],
+)
+def test_rounds_to_target(initial: float, accuracies: list[float], target: float, expected: float | None) -> None:
+    got = rounds_to_target(initial, accuracies, target)
+    assert got == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_summary_tells_what_the_rows_measured() -> None:
+    rows = [_row(1, 0.3, 9.0), _row(2, 0.7, 1.0), _row(3, 0.6, 2.0)]
+    summary = summarise(rows, 0.1, 0.5, {"codec": "f32"})
+    assert summary == {
+        "rounds": 3,
+        "rounds_to_target": pytest.approx(1.5),
+        "final_accuracy": 0.6,
+        "best_accuracy": 0.7,
+        "seconds_per_round_median": 2.0,
+        "upload_bytes": 300,
+        "download_bytes": 600,
+        "initial_accuracy": 0.1,
+        "target_accuracy": 0.5,
+        "codec": "f32",
+    }
+    assert summarise(rows, 0.1, None, {})["rounds_to_target"] is None
+
+
+def test_what_an_interrupted_run_leaves_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "run"
+    files = ResultFiles(out)
+    for number in (1, 2):
+        files.add(_row(number, 0.1 * number), (np.full(2, number, np.float32),), TENSORS)
+        # before the run is finished: on disk, not in a buffer
+        with (out / "metrics.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["round"] for row in rows] == [str(n) for n in range(1, number + 1)]
+        assert read_weights(out / "weights.safetensors", TENSORS)[0].tolist() == [number, number]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.csv", "weights.safetensors"]
+    files.finish({"model": "m", "dataset": "d"}, [0.0, 0.1, 0.2], 0.15)
+    assert json.loads((out / "summary.json").read_text()) == {"model": "m", "dataset": "d"}
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize(("below", "reason"), [("", "File exists"), ("deeper", "Not a directory")])
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path, below: str, reason: str) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with pytest.raises(InputError) as caught:
+        ResultFiles(taken / below)
+    assert str(caught.value) == f"{taken / below}: can't write there: {reason}; change --out"

@@ -1,0 +1,171 @@
+"""TFF's worker process ends with the block, with its parent, and with Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tensorflow_federated as tff
+
+from device_runtime.errors import NetworkError
+from tff_sim import local_worker, worker
+
+TIMEOUT = 180.0
+
+HOLD_A_WORKER = """
+import sys
+from tff_sim import local_worker
+with local_worker():
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+
+
+def _wait_until(holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 60
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+    # Whoever runs the tests in a shell's background passes on that SIGINT is to be ignored.
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("in the block")])
+def test_no_worker_is_left_after_the_block(
+    error: Exception | None, workers_of: Callable[[int], set[int]], running_worker: Callable[[int], bool]
+) -> None:
+    before = workers_of(os.getpid())
+    caught: Exception | None = None
+    try:
+        with local_worker():
+            (mine,) = workers_of(os.getpid()) - before
+            assert running_worker(mine)
+            if error is not None:
+                raise error
+    except RuntimeError as raised:
+        caught = raised
+    assert caught is error
+    assert not running_worker(mine)
+    assert workers_of(os.getpid()) == before
+
+
+def test_computations_run_in_the_worker_and_the_context_is_restored() -> None:
+    @tff.tensorflow.computation
+    def answer() -> int:
+        return 42
+
+    stack = tff.framework.get_context_stack()
+    outside = stack.current
+    with local_worker():
+        assert stack.current is not outside
+        assert answer() == 42
+    assert stack.current is outside
+
+
+@pytest.fixture
+def fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`fake_worker(script)`: a shell script in the place of TFF's program."""
+
+    def install(script: str) -> None:
+        program = tmp_path / "data" / "worker_binary"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(tff, "__file__", str(tmp_path / "__init__.py"))
+
+    return install
+
+
+def test_a_worker_that_ends_as_it_starts_is_reported(fake_worker: Callable[[str], None]) -> None:
+    fake_worker("exit 7")
+    with pytest.raises(NetworkError) as caught, local_worker():
+        pass
+    assert str(caught.value) == "TFF's worker process ended with code 7 as it started"
+
+
+def test_a_worker_that_does_not_answer_is_reported_and_ended(
+    fake_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, workers_of: Callable[[int], set[int]]
+) -> None:
+    before = workers_of(os.getpid())
+    fake_worker("exec sleep 600")
+    monkeypatch.setattr(worker, "_START_SECONDS", 1.0)
+    with pytest.raises(NetworkError) as caught, local_worker():
+        pass
+    assert str(caught.value) == "TFF's worker process did not answer within 1 seconds"
+    assert workers_of(os.getpid()) == before
+
+
+def test_the_worker_dies_with_a_parent_that_is_killed(
+    workers_of: Callable[[int], set[int]], running_worker: Callable[[int], bool]
+) -> None:
+    parent = _start(["-c", HOLD_A_WORKER])
+    try:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "up\n"
+        (child,) = workers_of(parent.pid)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(TIMEOUT)
+        assert _wait_until(lambda: not running_worker(child))
+    finally:
+        _stop(parent)
+
+
+def test_ctrl_c_ends_the_run_in_one_line_and_keeps_the_finished_rounds(
+    tmp_path: Path, workers_of: Callable[[int], set[int]], running_worker: Callable[[int], bool]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--clients", "20", "--fraction", "0.1", "--rounds", "10000", "--out", str(out)]
+    run = _start(["-m", "cli.main", "simulate", *arguments])
+    watchdog = threading.Timer(TIMEOUT, run.kill)  # else a run that never speaks would hold the tests for ever
+    watchdog.start()
+    try:
+        assert run.stderr is not None
+        assert re.match(r"simulating 1/10000  loss \d", run.stderr.readline())
+        (child,) = workers_of(run.pid)
+        run.send_signal(signal.SIGINT)
+        stdout, stderr = run.communicate(timeout=TIMEOUT)
+    finally:
+        watchdog.cancel()
+        _stop(run)
+    *progress, last = filter(None, stderr.splitlines())  # click ends the line on which a terminal shows ^C
+    assert run.returncode == 130
+    assert last == "pocketfed: interrupted"
+    assert [line for line in progress if not re.match(r"simulating \d+/10000  loss ", line)] == []
+    assert stdout == ""
+    assert not running_worker(child)
+
+    with (out / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["round"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) - (1 + len(progress)) in (0, 1)  # the signal may fall between a row and its line
+    assert all(None not in row.values() for row in rows)
+    assert (out / "weights.safetensors").is_file()
+    assert not (out / "summary.json").exists()
