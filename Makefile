@@ -5,13 +5,15 @@ PYTHON ?= python3.11
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := .venv/bin/
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# TensorFlow takes a minute to import where Python may not keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test check test-data clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --compile-bytecode --python $(PYTHON)
+	$(UV) sync --frozen --python $(PYTHON)
 	@touch $@
 
 # Where uv is missing, it goes into a virtual environment of its own.
