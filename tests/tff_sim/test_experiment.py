@@ -52,7 +52,7 @@ def test_a_run_in_json_and_its_files(tmp_path: Path) -> None:
     arguments = ["--model", "digits_mlp", "--clients", "20", "--fraction", "0.1", "--rounds", "3", "--seed", "4"]
     run = subprocess.run(
         [sys.executable, "-m", "cli.main", "simulate", *arguments, "--json", "--out", str(out)],
-        capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=300,
+        capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=600,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
