@@ -19,7 +19,7 @@ import tensorflow_federated as tff
 from device_runtime.errors import NetworkError
 from tff_sim import local_worker, worker
 
-TIMEOUT = 180.0
+TIMEOUT = 600.0
 
 HOLD_A_WORKER = """
 import sys
