@@ -8,11 +8,10 @@ its parent dies.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,9 @@ from device_runtime.errors import NetworkError
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
+# Asks the kernel to kill this process when its parent dies (PR_SET_PDEATHSIG is 1), then becomes the worker. A
+# preexec_fn could do the same, but would fork with gRPC's threads running, which can crash the parent.
+_LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 # By default glibc gives the memory of every large tensor back to the kernel and faults it in again at the next
 # step; on virtual machines those faults cost more than the arithmetic.
 _KEEP_MEMORY = {
@@ -46,13 +47,19 @@ def local_worker() -> Iterator[None]:
     port = _free_port()
     # No parent's files, and no terminal signals: Ctrl-C reaches the parent, which ends the worker.
     process = subprocess.Popen(
-        [str(Path(tff.__file__).parent / "data" / "worker_binary"), f"--port={port}"],
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            _LAUNCHER,
+            str(Path(tff.__file__).parent / "data" / "worker_binary"),
+            f"--port={port}",
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **_KEEP_MEMORY},
         start_new_session=True,
-        preexec_fn=_die_with_parent,
     )
     try:
         channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=_UNLIMITED)
@@ -98,10 +105,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-_libc = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
