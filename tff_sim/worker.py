@@ -45,6 +45,7 @@ def local_worker() -> Iterator[None]:
         NetworkError: the worker did not start within a minute.
     """
     port = _free_port()
+    binary = Path(tff.__file__).parent / "data" / "worker_binary"
     # No parent's files, and no terminal signals: Ctrl-C reaches the parent, which ends the worker.
     process = subprocess.Popen(
         [
@@ -52,7 +53,7 @@ def local_worker() -> Iterator[None]:
             "-S",
             "-c",
             _LAUNCHER,
-            str(Path(tff.__file__).parent / "data" / "worker_binary"),
+            str(binary),
             f"--port={port}",
         ],
         stdin=subprocess.DEVNULL,
