@@ -82,8 +82,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NetworkError(f"can't listen at {host}:{port}: {reason}") from None
+        reason = str(getattr(error, "strerror", None) or error)
+        # Python adds the address, which the message has already.
+        reason = reason.partition(" (while ")[0]
+        raise NetworkError(f"can't listen at {host}:{port}: {reason}; choose another --host or --port") from None
 
 
 def _base_url(listener: socket.socket) -> str:

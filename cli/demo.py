@@ -43,6 +43,9 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     exported and checked; a server and 5 device processes on 127.0.0.1, each with the data of 4 of the
     clients, train it for 10 rounds. Writes report.html and summary.json into the folder --out.
     """
+    from tff_sim.availability import require_tff
+
+    require_tff()
     started = time.perf_counter()
     scratch = _clean(out)
     demonstration = _Demonstration(scratch, seed)
@@ -104,9 +107,6 @@ class _Demonstration:
     def simulate(self) -> tuple[Curve, Curve, Weights]:
         """20 clients of which 5 take part in a round; then, for comparison, the very fleet of stage four."""
         from cli.progress import round_progress
-        from tff_sim.availability import require_tff
-
-        require_tff()
         from tff_sim.evaluation import Evaluator
         from tff_sim.fed_avg import build_fed_avg
         from tff_sim.simulation import random_cohorts, simulate

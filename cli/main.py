@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # TensorFlow's notes about the processor and missing GPUs are not for the users of these commands.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in ("absl", "tensorflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # A filter, because absl sets its logger's level anew when it is imported.
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         return int(app.main(arguments, prog_name="pocketfed", standalone_mode=False) or 0)
     except click.ClickException as error:

@@ -48,3 +48,12 @@ def digits_examples() -> Callable[[int, int], Examples]:
         return Examples(rng.random((count, 8, 8, 1), np.float32), rng.integers(0, 10, count, np.int32))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder that POCKETFED_DATA_DIR names, with real data sets: ``mnist/`` and others. For tests marked `data`."""
+    folder = os.environ.get("POCKETFED_DATA_DIR")
+    if not folder:
+        pytest.skip("POCKETFED_DATA_DIR is not set")
+    return Path(folder)

@@ -168,7 +168,7 @@ def test_a_port_in_use_is_one_line_and_leaves_no_database(bundle: Bundle, store_
         port = taken.getsockname()[1]
         with pytest.raises(NetworkError) as caught:
             serve(bundle, Task(ROUND), store_url, "127.0.0.1", port, print)
-    assert str(caught.value).startswith(f"can't listen at 127.0.0.1:{port}: Address already in use")
+    assert str(caught.value).startswith(f"can't listen at 127.0.0.1:{port}: Address already in use;")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "server.db").exists()
 

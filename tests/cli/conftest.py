@@ -1,9 +1,31 @@
-"""TensorFlow is imported here first, because 2.14 uses what its dependencies have deprecated since."""
+"""What the tests of the commands share: TensorFlow imported without noise, and a look at running processes."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # TensorFlow 2.14 uses what its dependencies have deprecated since
     import tensorflow  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def processes_of() -> Callable[[Path], list[str]]:
+    """`processes_of(folder)`: command lines of the running processes that name this folder."""
+
+    def find(folder: Path) -> list[str]:
+        lines = []
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:  # it ended as it was looked at
+                continue
+            if str(folder) in line:
+                lines.append(line)
+        return lines
+
+    return find

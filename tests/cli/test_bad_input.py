@@ -168,7 +168,7 @@ def test_serve_on_a_port_in_use(digits_bundle: Bundle, tmp_path: Path, capsys: p
         database = tmp_path / "server.db"
         arguments = ["--port", str(port), "--db", f"sqlite:///{database}"]
         line = _line(["serve", str(digits_bundle.path), *arguments], 3, capsys)
-    assert line.startswith(f"can't listen at 127.0.0.1:{port}: Address already in use")
+    assert line == f"can't listen at 127.0.0.1:{port}: Address already in use; choose another --host or --port"
     assert not database.exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -207,11 +206,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_genuine_mnist() -> None:
-    folder = os.environ.get("POCKETFED_DATA_DIR")
-    if not folder:
-        pytest.skip("POCKETFED_DATA_DIR is not set")
-    data = datasets.load("mnist", Path(folder))
+def test_the_genuine_mnist(data_dir: Path) -> None:
+    data = datasets.load("mnist", data_dir / "mnist")
     assert (data.train.x.shape, data.test.x.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
     assert np.bincount(data.train.y).tolist() == MNIST_LABELS
     assert np.bincount(data.test.y).tolist() == MNIST_TEST_LABELS

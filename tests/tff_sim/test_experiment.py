@@ -105,6 +105,20 @@ def test_a_run_stops_at_its_target(tmp_path: Path, capsys: pytest.CaptureFixture
     assert last.endswith(f"results in {out}")
 
 
+@pytest.mark.data
+def test_the_2nn_reaches_95_percent_of_mnist(data_dir: Path, tmp_path: Path) -> None:
+    """McMahan et al. 2017, Table 1: IID, E = 1, B = 10, C = 0.1; 97 % took them 87 rounds at their best rate."""
+    arguments = [
+        *("--model", "mnist_2nn", "--dataset", "mnist", "--data-dir", str(data_dir / "mnist"), "--partition", "iid"),
+        *("--epochs", "1", "--batch-size", "10", "--lr", "0.1", "--fraction", "0.1"),
+        *("--target-accuracy", "0.95", "--rounds", "100", "--out", str(tmp_path)),
+    ]
+    assert main(["simulate", *arguments]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["final_accuracy"] >= 0.95
+    assert 5 < summary["rounds_to_target"] < 25
+
+
 def test_evaluation_goes_over_all_batches_of_the_test_set() -> None:
     rng = np.random.default_rng(0)
     x = rng.random((1100, 8, 8, 1), np.float32)  # two batches of 500, and one of 100
