@@ -1,0 +1,78 @@
+"""The demo's report in a real browser: it fits a desk's screen and a phone's, and nothing in it fails."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from cli.demo_report import Curve, write_report
+
+CURVES = (
+    Curve("simulated, 20 clients", (0.1, 0.8, 0.9, 0.95), 1_929_700, 1_954_400, 1.3),
+    Curve("simulated, the fleet's 5 devices", (0.1, 0.9, 0.96), 964_850, 977_200, 0.5),
+    Curve("fleet of 5 device processes, <q8>", (0.1, 0.91, 0.96), 245_750, 1_616_065, 6.6),
+)
+SUMMARY = {
+    "codec": "q8",
+    "parity": {"steps": 60, "max_rel": 6.2e-7},
+    "rounds": 2,
+    "fleet_difference": 3e-3,
+    "upload_bytes": 245_750,
+    "upload_bytes_float32": 964_850,
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver: install Debian's chromium and chromium-driver")
+    options = ChromeOptions()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with Chrome(options, Service(driver)) as chrome:
+        yield chrome
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report(folder, CURVES, SUMMARY)
+    return folder / "report.html"
+
+
+def _size_of_the_page(browser: Chrome, width: int) -> None:
+    """Give the page itself this width in pixels: a window has a minimum, a phone's screen is narrower."""
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_the_page_fits_the_screen(browser: Chrome, report: Path, width: int) -> None:
+    _size_of_the_page(browser, width)
+    browser.get(report.as_uri())
+    assert browser.execute_script("return window.innerWidth") == width
+    scrolled = browser.execute_script("return document.documentElement.scrollWidth")
+    assert scrolled <= width
+    picture = browser.find_element(By.TAG_NAME, "svg")
+    assert picture.is_displayed()
+    assert 0.8 * min(width, 832) < picture.size["width"] <= width
+    assert browser.get_log("browser") == []
+
+
+def test_the_table_says_what_was_measured(browser: Chrome, report: Path) -> None:
+    browser.get(report.as_uri())
+    rows = browser.find_elements(By.CSS_SELECTOR, "table tr")
+    assert [row.text for row in rows[1:]] == [
+        "simulated, 20 clients 3 95.00% 1,929,700 1,954,400 1.3",
+        "simulated, the fleet's 5 devices 2 96.00% 964,850 977,200 0.5",
+        "fleet of 5 device processes, <q8> 2 96.00% 245,750 1,616,065 6.6",
+    ]
+    assert "largest relative difference 6.2e-07" in browser.find_element(By.TAG_NAME, "body").text
