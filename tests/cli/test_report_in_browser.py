@@ -64,7 +64,7 @@ def test_the_page_fits_the_screen(browser: Chrome, report: Path, width: int) -> 
     picture = browser.find_element(By.TAG_NAME, "svg")
     assert picture.is_displayed()
     assert 0.8 * min(width, 832) < picture.size["width"] <= width
-    assert browser.get_log("browser") == []
+    assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
 def test_the_table_says_what_was_measured(browser: Chrome, report: Path) -> None:
