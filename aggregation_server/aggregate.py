@@ -49,7 +49,8 @@ class Aggregate:
         """
         if not self.examples:
             raise ValueError("the mean of no updates is not defined")
-        return tuple((total / self.examples).astype(np.float32) for total in self._sums)
+        examples = np.float64(self.examples)  # also of a sum that no 64-bit integer holds
+        return tuple(np.asarray(total / examples, np.float32) for total in self._sums)
 
     @property
     def loss(self) -> float | None:

@@ -11,12 +11,13 @@
 | a file of a bundle, or a version of the weights, that is not there | 404 |
 | the database failed | 503 |
 
-Every answer but a file is JSON: a message of the contract or, where none fits, ``reason`` and ``message``.
+Every one of these but a file is JSON: a message of the contract or, where none fits, ``reason`` and ``message``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -29,6 +30,8 @@ from aggregation_server.coordinator import Coordinator
 from aggregation_server.store import StoreError
 from aggregation_server.validation import largest_update
 from device_runtime import messages
+
+logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05
 _LARGEST_CHECK_IN = 4096
@@ -92,7 +95,7 @@ def create_app(coordinator: Coordinator) -> FastAPI:
     @app.get(messages.bundle_path("{identity}", "{name}"))
     async def bundle_file(identity: str, name: str) -> Response:
         path = coordinator.bundle_file(identity, name)
-        if path is None:
+        if path is None or not path.is_file():
             return _error(404, "not_found", "no such file of a bundle that this server has")
         return FileResponse(path, media_type=_BINARY, headers=_IMMUTABLE)
 
@@ -122,7 +125,10 @@ def create_app(coordinator: Coordinator) -> FastAPI:
 async def _tick(coordinator: Coordinator) -> None:
     while True:
         await asyncio.sleep(_TICK_SECONDS)
-        coordinator.tick()
+        try:
+            coordinator.tick()
+        except Exception:  # the clock must go on, or no later round would ever end
+            logger.exception("a tick failed")
 
 
 async def _read_body(request: Request, limit: int) -> bytes | None:

@@ -21,7 +21,7 @@ from aggregation_server.aggregate import Aggregate
 from aggregation_server.history import Counts, Outcome, RoundRecord
 from aggregation_server.rounds import Phase, Round
 from aggregation_server.state import ServerState
-from aggregation_server.store import Store, StoreError
+from aggregation_server.store import ConflictError, Store, StoreError
 from aggregation_server.task import Task
 from aggregation_server.validation import validated_update
 from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle
@@ -67,11 +67,7 @@ class Coordinator:
         self._clock = clock
         self._new_token = new_token
         self._rng = rng or random.SystemRandom()
-        self._state = ServerState.load(*store.latest(), bundle.manifest.tensors)
-        records = store.history()
-        self._initial_weights = records[0].weights
-        self._history = [record for record in records if record.number > 0]
-        self._past_counts = sum((record.counts for record in self._history), Counts())
+        self._load()
         self._counts = Counts()
         self._closed: deque[Round] = deque(maxlen=_CLOSED_ROUNDS)
         self._round: Round
@@ -200,6 +196,13 @@ class Coordinator:
             "history": [record.to_json() for record in self._history],
         }
 
+    def _load(self) -> None:
+        """Take state and history from the store."""
+        self._state = ServerState.load(*self._store.latest(), self.bundle.manifest.tensors)
+        first, *self._history = self._store.history()
+        self._initial_weights = first.weights
+        self._past_counts = sum((record.counts for record in self._history), Counts())
+
     def _advance(self) -> float:
         now = self._clock()
         if not self.complete:
@@ -219,16 +222,29 @@ class Coordinator:
             return self._abandon(now)
         record = self._record("committed", state.identity, now)
         try:
-            self._store.commit(record, state.data)
+            try:
+                self._store.commit(record, state.data)
+            except ConflictError:
+                return self._settle(state, now)
         except StoreError as error:
             # The reports are in memory and the old state is in the store: nothing is lost by trying again.
             logger.error("round %d is not committed yet: %s", self._round.number, error)
-            self._commit_after = now + _STORE_RETRY_SECONDS
+            self._commit_after = self._clock() + _STORE_RETRY_SECONDS  # the attempt itself may have taken long
             return None
         self._round = self._round.committed(now)
         self._state = state
         logger.info("round %d committed: %d reports, loss %s", record.number, record.clients, record.loss)
         return self._finish(record, now)
+
+    def _settle(self, state: ServerState, now: float) -> None:
+        """Somebody has committed this round: this server, whose acknowledgement was lost, or another one."""
+        self._load()
+        if (self._state.round_number, self._state.identity) == (state.round_number, state.identity):
+            self._round = self._round.committed(now)
+            return self._close(now)
+        logger.error("round %d was committed by another server; this one's reports are dropped", self._round.number)
+        self._round = self._round.abandoned("superseded", now)
+        return self._abandon(now)
 
     def _abandon(self, now: float) -> None:
         if not self._round.cohort:
@@ -261,6 +277,9 @@ class Coordinator:
     def _finish(self, record: RoundRecord, now: float) -> None:
         self._history.append(record)
         self._past_counts += record.counts
+        self._close(now)
+
+    def _close(self, now: float) -> None:
         self._counts = Counts()
         self._closed.append(self._round)
         self._open_round(now)

@@ -52,7 +52,7 @@ class RoundConfig:
 
     def __post_init__(self) -> None:
         _check(self.goal_count >= 1, "goal_count", "at least 1", self.goal_count)
-        _check(1 <= self.over_selection < math.inf, "over_selection", "at least 1", self.over_selection)
+        _check(1 <= self.over_selection <= 100, "over_selection", "from 1 to 100", self.over_selection)
         _check(
             1 <= self.minimum_reports <= self.goal_count,
             "minimum_reports",
@@ -122,13 +122,19 @@ class Round:
     def check_in(self, client: str, token: str, now: float) -> tuple[Round, CheckInReply]:
         """Accept a client under this fresh token, or reject it.
 
+        A client that is in the cohort already is given its token again: its acceptance was lost on the way, or it
+        was started anew.
+
         Returns:
-            The round after it, and ``accept``, or ``reject`` with the reason ``already_in_round``,
+            The round after it, and ``accept``, or ``reject`` with the reason ``already_reported``,
             ``cohort_full`` or ``round_started``.
         """
         current = self.tick(now)
-        if client in current.cohort.values():
-            return current, CheckInReply("reject", "already_in_round")
+        held = next((token for token, member in current.cohort.items() if member == client), None)
+        if held in current.reported:
+            return current, CheckInReply("reject", "already_reported")
+        if held is not None and current.phase in (Phase.SELECTION, Phase.REPORTING):
+            return current, CheckInReply("accept", round_number=self.number, token=held)
         if len(current.cohort) >= current.config.cohort_size:
             return current, CheckInReply("reject", "cohort_full")
         if current.phase is not Phase.SELECTION:

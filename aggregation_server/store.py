@@ -32,8 +32,9 @@ from sqlalchemy import (
     insert,
     make_url,
     select,
+    update,
 )
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from aggregation_server.history import Counts, RoundRecord
 from device_runtime.errors import InputError, NetworkError
@@ -72,6 +73,10 @@ class StoreError(NetworkError):
     """The database did not take or give what it was asked for; the state in it is the old one."""
 
 
+class ConflictError(StoreError):
+    """The round is committed in the database already: by another server, or by a commit whose answer was lost."""
+
+
 class Store:
     """An open database of one model."""
 
@@ -92,7 +97,7 @@ class Store:
             try:
                 _METADATA.create_all(self._engine)
                 found = self._found_model()
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, ValueError) as error:
                 raise InputError(f"{self._name}: can't open the server's database: {_reason(error)}") from None
             if found is None:
                 now = time.time()
@@ -102,16 +107,18 @@ class Store:
                     f"{self._name}: this database belongs to the model {found}, the bundle is of {model_id};"
                     " give another file"
                 )
+            elif self.latest() != (0, initial):
+                self._start_again(initial)
         except BaseException:
             self.close()
             raise
 
     def latest(self) -> tuple[int, bytes]:
         """Number of the last committed round, and its weights' bytes."""
-        query = select(_ROUNDS.c.number, _WEIGHTS.c.data).join(_WEIGHTS).where(_COMMITTED)
+        query = select(_ROUNDS.c.number, _WEIGHTS.c.sha256, _WEIGHTS.c.data).join(_WEIGHTS).where(_COMMITTED)
         with self._transaction() as connection:
-            number, data = connection.execute(query.order_by(_ROUNDS.c.number.desc()).limit(1)).one()
-        return int(number), bytes(data)
+            row = connection.execute(query.order_by(_ROUNDS.c.number.desc()).limit(1)).one()
+        return int(row.number), self._verified(row.sha256, row.data)
 
     def history(self) -> list[RoundRecord]:
         """All finished rounds from the first, round 0 included."""
@@ -133,19 +140,23 @@ class Store:
         """The bytes whose SHA-256 is `identity`, or None where no committed round made them."""
         with self._transaction() as connection:
             data = connection.execute(select(_WEIGHTS.c.data).where(_WEIGHTS.c.sha256 == identity)).scalar()
-        return None if data is None else bytes(data)
+        return None if data is None else self._verified(identity, data)
 
     def commit(self, record: RoundRecord, data: bytes) -> None:
         """Make `data` the state: store it, then mark the round committed.
 
         Raises:
+            ConflictError: the round was committed before; the state may be another than this server's.
             StoreError: neither happened.
         """
-        with self._transaction() as connection:
-            known = connection.execute(select(_WEIGHTS.c.sha256).where(_WEIGHTS.c.sha256 == record.weights)).scalar()
-            if known is None:  # a round whose mean delta is zero makes no new version
-                connection.execute(insert(_WEIGHTS).values(sha256=record.weights, data=data))
-            self._insert(connection, record)
+        try:
+            with self._transaction() as connection:
+                self._insert_weights(connection, record.weights, data)
+                self._insert(connection, record)
+        except StoreError as error:
+            if isinstance(error.__cause__, IntegrityError):
+                raise ConflictError(f"{self._name}: round {record.number} is committed already") from error
+            raise
 
     def abandon(self, record: RoundRecord) -> None:
         """Remember an abandoned round; the state stays as it was.
@@ -158,6 +169,24 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _start_again(self, initial: bytes) -> None:
+        """Before the first commit, the bundle's weights are the ones to start from, whatever an earlier one had."""
+        with self._transaction() as connection:
+            if connection.execute(select(_ROUNDS.c.id).where(_COMMITTED, _ROUNDS.c.number > 0).limit(1)).first():
+                return
+            self._insert_weights(connection, sha256(initial), initial)
+            connection.execute(update(_ROUNDS).where(_ROUNDS.c.number == 0).values(weights=sha256(initial)))
+
+    def _verified(self, identity: str, data: bytes) -> bytes:
+        if sha256(data) != identity:
+            raise StoreError(f"{self._name}: the weights {identity[:16]}… are damaged in the database")
+        return bytes(data)
+
+    def _insert_weights(self, connection: Connection, identity: str, data: bytes) -> None:
+        known = connection.execute(select(_WEIGHTS.c.sha256).where(_WEIGHTS.c.sha256 == identity)).scalar()
+        if known is None:  # a round whose mean delta is zero makes no new version
+            connection.execute(insert(_WEIGHTS).values(sha256=identity, data=data))
 
     def _insert(self, connection: Connection, record: RoundRecord) -> None:
         values = asdict(record)
@@ -181,8 +210,9 @@ def _open(url: str) -> tuple[Engine, str]:
     """The engine, and the name that messages give the database: its file, or its URL without the password."""
     try:
         parsed: URL = make_url(url)
-        engine = create_engine(parsed)
-    except (SQLAlchemyError, ImportError) as error:
+        # A lock that another process holds is waited for here, while nothing else is answered: not for long.
+        engine = create_engine(parsed, connect_args={"timeout": 0.5} if parsed.get_backend_name() == "sqlite" else {})
+    except (SQLAlchemyError, ImportError, ValueError) as error:
         raise InputError(f"{url.partition(':')[0]}: can't open the server's database: {_reason(error)}") from None
     if engine.dialect.name != "sqlite":
         return engine, parsed.render_as_string(hide_password=True)

@@ -16,12 +16,14 @@ from typing import Any
 from device_runtime.errors import NetworkError
 from device_runtime.messages import STATUS, weights_path
 from device_runtime.tensors import TensorSpec, Weights
-from device_runtime.transport import Transport
+from device_runtime.transport import RetryPolicy, Transport
 from device_runtime.weights import load_weights
+from tff_sim.child_process import dies_with_parent
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.25
+_LARGEST_ANSWER = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class CommittedRound:
 
     number: int
     weights: Weights
-    train_loss: float
+    train_loss: float | None
     clients: int
     examples: int
 
@@ -58,7 +60,7 @@ def server_process(arguments: Sequence[str], log: Path) -> Iterator[str]:
     """
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [command("pocketfed"), "serve", *arguments, "--port", "0"],
+            dies_with_parent([command("pocketfed"), "serve", *arguments, "--port", "0"]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -82,7 +84,9 @@ def device_processes(
                 arguments = ["--server", url, "--population", population, "--client", path.stem, "--data", str(path)]
                 processes.append(
                     subprocess.Popen(
-                        [command("pocketfed-device"), "run", *arguments, "--cache", str(folder / path.stem)],
+                        dies_with_parent(
+                            [command("pocketfed-device"), "run", *arguments, "--cache", str(folder / path.stem)]
+                        ),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -125,24 +129,35 @@ def run_fleet(
         server_process([str(bundle), *store, *serve_arguments], server_log) as url,
         device_processes(url, population, data, folder) as devices,
     ):
-        transport = Transport(url)
-        status = _wait_for_completion(transport, devices, folder, progress, timeout)
+        get = _getter(url, server_log)
+        status = _wait_for_completion(get, devices, folder, progress, timeout)
         rounds = tuple(
             CommittedRound(
                 entry["number"],
-                _fetch(transport, entry["weights"], tensors),
+                load_weights(get(weights_path(entry["weights"])), tensors, f"weights {entry['weights']}"),
                 entry["loss"],
                 entry["clients"],
                 entry["examples"],
             )
-            for entry in status["history"]
-            if entry["outcome"] == "committed"
+            for entry in _committed(status)
         )
         return FleetResult(rounds, status["counts"]["upload_bytes"], status["counts"]["download_bytes"])
 
 
+def _getter(url: str, log: Path) -> Callable[[str], bytes]:
+    transport = Transport(url, retry=RetryPolicy(attempts=3))
+
+    def get(path: str) -> bytes:
+        try:
+            return transport.request("GET", path, limit=_LARGEST_ANSWER).body
+        except NetworkError as error:
+            raise NetworkError(f"the server does not answer any more; {log} says why ({error})") from None
+
+    return get
+
+
 def _wait_for_completion(
-    transport: Transport,
+    get: Callable[[str], bytes],
     devices: Sequence[subprocess.Popen[str]],
     folder: Path,
     progress: Callable[[int, str], None],
@@ -151,10 +166,11 @@ def _wait_for_completion(
     end = time.monotonic() + timeout
     told = 0
     while True:
-        status: dict[str, Any] = json.loads(transport.request("GET", STATUS).body)
+        status: dict[str, Any] = json.loads(get(STATUS))
         if status["committed_rounds"] > told:
             told = status["committed_rounds"]
-            progress(told, f"loss {status['history'][-1]['loss']:.4f}")
+            loss = _committed(status)[-1]["loss"]
+            progress(told, "" if loss is None else f"loss {loss:.4f}")
         if status["complete"]:
             return status
         if any(device.poll() not in (None, 0) for device in devices):
@@ -164,9 +180,8 @@ def _wait_for_completion(
         time.sleep(_POLL_SECONDS)
 
 
-def _fetch(transport: Transport, identity: str, tensors: Sequence[TensorSpec]) -> Weights:
-    response = transport.request("GET", weights_path(identity), limit=1 << 30)
-    return load_weights(response.body, tensors, f"weights {identity}")
+def _committed(status: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in status["history"] if entry["outcome"] == "committed"]
 
 
 def _announced_url(process: subprocess.Popen[str], log: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
@@ -46,17 +47,19 @@ def serve(
 ) -> None:
     """Run the aggregation server for BUNDLE: accept devices, aggregate their reports, commit new weights.
 
-    The weights and the round survive a restart. GET /v1/status shows how it goes. Ctrl-C ends it.
+    The weights and the round survive a restart. Each round is told on standard error when it ends, and GET
+    /v1/status shows all of them. Ctrl-C ends it.
 
     \b
     pocketfed export digits_mlp --out bundles
-    pocketfed serve bundles --goal 2 --rounds 10
+    pocketfed serve bundles --goal 2 --over-selection 1 --rounds 10
     pocketfed-device run --server http://127.0.0.1:8080 --population digits_mlp --data examples.npz
     """
     from device_runtime.bundle import open_bundle
     from device_runtime.codec import require_codec
     from device_runtime.work import ClientWork
 
+    _log_rounds()
     require_codec(codec)
     opened = open_bundle(bundle)
 
@@ -74,3 +77,12 @@ def serve(
     )
     store = db or f"sqlite:///pocketfed-{opened.manifest.name}.db"
     run_server(opened, task, store, host, port, lambda url: click.echo(f"listening on {url}"))
+
+
+def _log_rounds() -> None:
+    """Committed and abandoned rounds, and what went wrong, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("aggregation_server")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)

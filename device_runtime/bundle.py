@@ -21,6 +21,7 @@ from device_runtime.tensors import TensorSpec, Weights, canonical_json, model_id
 from device_runtime.weights import load_weights
 
 FORMAT_VERSION = 1
+RUNTIME = "tflite-builtins"  # the class of runtime that this package is: a TFLite interpreter without delegates
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 TRAIN_ARTIFACT = "train.tflite"
@@ -176,8 +177,12 @@ class Bundle:
 
     def golden(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays of ``golden.npz``; see `device_runtime.selftest`."""
-        with np.load(self.file(GOLDEN), allow_pickle=False) as arrays:
-            return dict(arrays)
+        path = self.file(GOLDEN)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except Exception:  # numpy, zipfile and zlib have a dozen kinds between them for a damaged file
+            raise IntegrityError(f"{path}: not a .npz file of golden values; export the bundle again") from None
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -211,11 +216,14 @@ def manifest_hash_file(manifest: bytes) -> bytes:
 
 
 def _find(path: Path) -> Path:
-    if (path / MANIFEST).is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(f"{path}: no such bundle; make one with 'pocketfed export'")
-    found = sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
+    try:
+        if (path / MANIFEST).is_file():
+            return path
+        if not path.is_dir():
+            raise InputError(f"{path}: no such bundle; make one with 'pocketfed export'")
+        found = sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
+    except OSError as error:
+        raise InputError(f"{path}: can't look for a bundle there: {error.strerror}") from None
     if len(found) != 1:
         names = ", ".join(child.name for child in found) or "none"
         raise InputError(f"{path}: expected a bundle, or a folder that holds exactly one; found {names}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle, Manifest, manifest_hash_file, open_bundle
@@ -13,6 +14,8 @@ from device_runtime.messages import bundle_path
 from device_runtime.server_client import ServerClient
 
 _MANIFEST_LIMIT = 1 << 20
+_SCRATCH = ".download-"
+_ABANDONED_SECONDS = 86_400.0  # a download that was killed so long ago is not another process's
 
 
 class BundleCache:
@@ -31,25 +34,42 @@ class BundleCache:
         """
         if not identity.isalnum():
             raise IntegrityError(f"bundle identity {identity!r}: expected hexadecimal digits")
-        home = self._folder / identity
-        if home.is_dir():
-            try:
-                return open_bundle(home)
-            except IntegrityError:  # damaged on this device: fetch it again
-                shutil.rmtree(home)
+        held = self._held(identity)
+        if held is not None:
+            return held
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=self._folder))
+            self._remove_abandoned()
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as scratch:
+                self._install(identity, server, Path(scratch))
+            return open_bundle(self._folder / identity)
         except OSError as error:
             raise InputError(f"{self._folder}: can't write there: {error.strerror}; change --cache") from None
+
+    def _held(self, identity: str) -> Bundle | None:
+        """The bundle, if the folder has it whole; what is damaged or half removed is fetched again."""
         try:
-            _download(identity, server, scratch)
-            open_bundle(scratch)
-            with contextlib.suppress(OSError):  # another process of this device was faster; opened below
-                scratch.rename(home)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return open_bundle(home)
+            bundle = open_bundle(self._folder / identity)
+        except (InputError, IntegrityError):
+            return None
+        return bundle if bundle.identity == identity else None
+
+    def _install(self, identity: str, server: ServerClient, scratch: Path) -> None:
+        fresh = scratch / "fresh"
+        fresh.mkdir()
+        _download(identity, server, fresh)
+        open_bundle(fresh)
+        if self._held(identity) is not None:  # another process of this device was faster
+            return
+        home = self._folder / identity
+        with contextlib.suppress(FileNotFoundError):
+            home.rename(scratch / "damaged")
+        fresh.rename(home)
+
+    def _remove_abandoned(self) -> None:
+        for folder in self._folder.glob(f"{_SCRATCH}*"):
+            if folder.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(identity: str, server: ServerClient, folder: Path) -> None:

@@ -41,17 +41,23 @@ def _run(options: argparse.Namespace) -> int:
         options.population,
         options.client,
         options.data,
-        options.cache,
+        options.cache or _default_cache(),
         options.threads,
     )
 
+    waiting = False
+
     def tell(session: Session) -> None:
+        nonlocal waiting
+        was_waiting, waiting = waiting, session.outcome is Outcome.REJECTED
         if session.outcome is Outcome.COMPLETE:
             print("the task is complete", flush=True)
-        elif session.outcome is not Outcome.REJECTED:
+        elif not waiting:
             print(f"round {session.round_number}: {session.outcome.value} ({session.detail})", flush=True)
+        elif not was_waiting:  # once for all the rejections in a row
+            print(f"waiting for a round ({session.detail})", flush=True)
 
-    if not options.data.is_file():
+    if not _is_file(options.data):
         raise InputError(f"{options.data}: no such file; --data names a .npz file with the arrays x and y")
     participant.run(options.rounds, tell)
     return 0
@@ -76,9 +82,9 @@ def _train(options: argparse.Namespace) -> int:
     )
     bundle = open_bundle(options.bundle)
     manifest = bundle.manifest
+    trainer = Trainer(bundle, options.threads)
     examples = load_examples(options.data, manifest)
     weights = read_weights(options.weights, manifest.tensors) if options.weights else bundle.initial_weights()
-    trainer = Trainer(bundle, options.threads)
     update = trainer.train(weights, examples, work, options.round)
     encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
     try:
@@ -123,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y")
     run.add_argument("--population", required=True, metavar="NAME", help="the population, by default a model's name")
     run.add_argument("--client", default=socket.gethostname(), metavar="NAME", help="this device's name (%(default)s)")
-    run.add_argument("--cache", type=Path, default=_default_cache(), metavar="DIR", help="for bundles (%(default)s)")
+    run.add_argument("--cache", type=Path, metavar="DIR", help="for bundles (~/.cache/pocketfed-device)")
     run.add_argument("--rounds", type=_positive, metavar="N", help="stop after N accepted reports (no limit)")
     run.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="of one request (%(default)s)")
     run.add_argument("--attempts", type=_positive, default=5, metavar="N", help="tries of a request (%(default)s)")
@@ -179,7 +185,17 @@ def _threads(parser: argparse.ArgumentParser) -> None:
 
 
 def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketfed-device"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketfed-device"
+    except RuntimeError:
+        raise InputError("this user has no home folder; name a folder for bundles with --cache") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name of a file
+        return False
 
 
 def _positive(text: str) -> int:

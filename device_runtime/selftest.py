@@ -7,10 +7,13 @@ batch), ``logits`` (before them), ``losses`` (of each), ``w0`` … ``wN`` (the w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from device_runtime.bundle import Bundle
+from device_runtime.bundle import GOLDEN, Bundle
+from device_runtime.errors import IntegrityError
 from device_runtime.trainer import Trainer
 
 # Relative to the largest value of each tensor. Another processor sums in another order, an error of about
@@ -36,15 +39,28 @@ def relative_difference(got: object, want: object) -> float:
 
 
 def self_test(bundle: Bundle, threads: int = 1) -> SelfTestResult:
-    """Run the golden steps in the interpreter of this device; needs no Keras and no training data."""
+    """Run the golden steps in the interpreter of this device; needs no Keras and no training data.
+
+    Raises:
+        IntegrityError: the bundle's artifact can't be loaded, or its golden values are not those of this model.
+    """
     golden = bundle.golden()
     trainer = Trainer(bundle, threads)
     trainer.set_weights(bundle.initial_weights())
+    try:
+        differences = _differences(bundle, trainer, golden)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise IntegrityError(f"{bundle.file(GOLDEN)}: not the golden values of this model: {reason}") from None
+    worst = max(differences, key=differences.__getitem__)
+    return SelfTestResult(differences[worst] <= TOLERANCE, differences[worst], worst)
+
+
+def _differences(bundle: Bundle, trainer: Trainer, golden: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
     differences = {"logits": relative_difference(trainer.infer(golden["x"]), golden["logits"])}
     learning_rate = float(golden["learning_rate"])
     losses = [trainer.step(golden["x"], golden["y"], learning_rate) for _ in range(int(golden["steps"]))]
     differences["loss"] = relative_difference(losses, golden["losses"])
     for index, (spec, weights) in enumerate(zip(bundle.manifest.tensors, trainer.get_weights(), strict=True)):
         differences[spec.name] = relative_difference(weights, golden[f"w{index}"])
-    worst = max(differences, key=differences.__getitem__)
-    return SelfTestResult(differences[worst] <= TOLERANCE, differences[worst], worst)
+    return differences

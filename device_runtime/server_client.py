@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
-from typing import TypeVar
+import math
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from device_runtime import messages
 from device_runtime.errors import IntegrityError, NetworkError
@@ -12,12 +12,7 @@ from device_runtime.messages import CheckIn, CheckInReply, Configuration, Report
 from device_runtime.tensors import sha256
 from device_runtime.transport import Response, Transport
 
-# The types of the messages' fields, as they are annotated; what is not listed is a string.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "dict[str, Any] | None": (dict, type(None)),
-}
+_LONGEST_WAIT = 86_400.0  # seconds; whatever a server asks for, a device comes back within a day
 _Message = TypeVar("_Message", CheckInReply, Configuration, ReportReply)
 
 
@@ -63,11 +58,34 @@ def _authorization(token: str) -> dict[str, str]:
 
 
 def _parse(kind: type[_Message], response: Response, what: str) -> _Message:
+    """The answer as a message whose every field is what its annotation says, else `NetworkError`."""
     try:
         message = kind(**json.loads(response.body))
-        for field in fields(message):
-            if not isinstance(getattr(message, field.name), _KINDS.get(str(field.type), str)):
-                raise TypeError(field.name)
-        return message
-    except (ValueError, TypeError):
-        raise NetworkError(f"{what}: the server's answer (status {response.status}) is not understood") from None
+    except (ValueError, TypeError, RecursionError):
+        message = None
+    if message is None or not all(_fits(getattr(message, name), hint) for name, hint in get_type_hints(kind).items()):
+        raise NetworkError(f"{what}: {_reason(response)}")
+    return message
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if annotation is float:  # all of them are seconds to wait
+        return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= _LONGEST_WAIT
+    if annotation is str:  # tokens and identities go into headers and paths
+        return isinstance(value, str) and value.isprintable()
+    if annotation is int:
+        return isinstance(value, int) and value >= 0
+    return value is None or isinstance(value, dict)
+
+
+def _reason(response: Response) -> str:
+    """What the server says of itself where it gives no message of the contract, such as for a malformed request."""
+    try:
+        message = json.loads(response.body)["message"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        message = None
+    if isinstance(message, str) and message.isprintable():
+        return f"the server answers with status {response.status}: {message}"
+    return f"the server's answer (status {response.status}) is not understood"

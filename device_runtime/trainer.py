@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.batching import batch_indices
-from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
+from device_runtime.bundle import RUNTIME, TRAIN_ARTIFACT, Bundle
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
 from device_runtime.interpreter import open_interpreter
@@ -40,12 +40,15 @@ class Trainer:
     """The signatures of a bundle's ``train.tflite`` as methods.
 
     Raises:
-        IntegrityError: the interpreter can't load the artifact, or it lacks a signature.
+        IntegrityError: the interpreter can't load the artifact, it lacks a signature, or it is made for another
+            class of runtime.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self.manifest = bundle.manifest
         path = str(bundle.file(TRAIN_ARTIFACT))
+        if self.manifest.runtime != RUNTIME:
+            raise IntegrityError(f"{path}: made for the runtime {self.manifest.runtime!r}; this one is {RUNTIME!r}")
         missing = [name for name in _SIGNATURES if name not in self.manifest.signatures]
         if missing:
             raise IntegrityError(f"{path}: the manifest names no signature {', '.join(missing)}")

@@ -66,7 +66,7 @@ class Transport:
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port, parts = None, None, urlsplit("")
-        if parts.scheme not in ("http", "https") or not host:
+        if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query:
             raise InputError(f"server {base_url!r}: expected a URL such as http://127.0.0.1:8080")
         self._url = base_url
         self._host: str = host
@@ -101,7 +101,7 @@ class Transport:
                 if response.status < 500:
                     return response
                 reason = f"the server failed with status {response.status}"
-            except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: of a host's name
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host's name, a header
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if attempt < self._retry.attempts:
                 self._sleep(self._retry.wait(attempt, self._jitter()))
@@ -121,6 +121,8 @@ class Transport:
             content = answer.read(limit + 1)
             if len(content) > limit:
                 raise NetworkError(f"{self._url}{path}: the answer is longer than {limit} bytes")
+            if answer.length:  # `read` with a length does not tell of a connection that broke
+                raise http.client.IncompleteRead(content, answer.length)
             return Response(answer.status, content)
         finally:
             connection.close()

@@ -17,6 +17,7 @@ from device_runtime.bundle import (
     INFER_ARTIFACT,
     MANIFEST,
     MANIFEST_HASH,
+    RUNTIME,
     SUFFIX,
     TRAIN_ARTIFACT,
     WEIGHTS,
@@ -36,8 +37,6 @@ from export.golden import golden_file
 from export.operators import read_operators
 from export.training_graph import TrainingGraph, describe
 from models import ModelSpec, seeded_model
-
-RUNTIME = "tflite-builtins"
 
 
 def export_bundle(

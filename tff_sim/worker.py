@@ -1,8 +1,7 @@
 """TFF's worker process: started here, and ended here, whatever happens.
 
 TFF would start the same program by itself, but leaves it running when its parent is killed and waits for
-it without a time limit. So it is started under a context manager, and asks the kernel to be killed when
-its parent dies.
+it without a time limit. So it is started under a context manager, and dies with its parent.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +19,10 @@ import grpc
 import tensorflow_federated as tff
 
 from device_runtime.errors import NetworkError
+from tff_sim.child_process import dies_with_parent
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
-# Asks the kernel to kill this process when its parent dies (PR_SET_PDEATHSIG is 1), then becomes the worker. A
-# preexec_fn could do the same, but would fork with gRPC's threads running, which can crash the parent.
-_LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 # By default glibc gives the memory of every large tensor back to the kernel and faults it in again at the next
 # step; on virtual machines those faults cost more than the arithmetic.
 _KEEP_MEMORY = {
@@ -48,14 +44,7 @@ def local_worker() -> Iterator[None]:
     binary = Path(tff.__file__).parent / "data" / "worker_binary"
     # No parent's files, and no terminal signals: Ctrl-C reaches the parent, which ends the worker.
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-S",
-            "-c",
-            _LAUNCHER,
-            str(binary),
-            f"--port={port}",
-        ],
+        dies_with_parent([str(binary), f"--port={port}"]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -42,6 +42,15 @@ def test_result_is_the_mean_weighted_by_examples() -> None:
     assert aggregate.loss == pytest.approx(np.average([u.metrics["loss"] for u in updates], weights=weights))
 
 
+def test_a_weight_without_dimensions_and_the_largest_weights_that_a_report_can_carry() -> None:
+    aggregate = Aggregate([TensorSpec("scale", ())])
+    for value in (1.0, 3.0):
+        aggregate.add(ClientUpdate((np.array(value, np.float32),), 2**64 - 1, 1))
+    (mean,) = aggregate.result()
+    assert mean.dtype == np.float32
+    np.testing.assert_array_equal(mean, np.float32(2))
+
+
 def test_small_deltas_survive_a_large_sum(make_update: Callable[..., ClientUpdate]) -> None:
     """A float32 sum would lose all of the 1s beside 2**24."""
     aggregate = Aggregate(SPECS)

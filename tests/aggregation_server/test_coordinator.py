@@ -98,14 +98,15 @@ def test_check_in_rejects_with_a_reason_and_counts_it(make_coordinator: Make) ->
         coordinator.check_in(CheckIn("other", "e", "test")),
         *join(coordinator, "", "f" * 65, "a b", "a\n"),
     ]
+    assert (rejected[0].decision, rejected[0].token) == ("accept", "t0")  # a device that asks again
     reasons = [reply.reason for reply in rejected if reply.decision == "reject"]
-    assert reasons == ["already_in_round", "cohort_full", "population", "client", "client", "client", "client"]
+    assert reasons == ["cohort_full", "population", "client", "client", "client", "client"]
     windows = [reply.retry_after_seconds for reply in rejected if reply.decision == "reject"]
     assert all(8 <= seconds <= 12 for seconds in windows)
     assert len(set(windows)) == len(windows)
     counts = coordinator.status()["counts"]
-    assert (counts["checked_in"], counts["accepted"]) == (10, 3)
-    assert counts["rejected"] == {"already_in_round": 1, "client": 4, "cohort_full": 1, "population": 1}
+    assert (counts["checked_in"], counts["accepted"]) == (10, 4)
+    assert counts["rejected"] == {"client": 4, "cohort_full": 1, "population": 1}
 
 
 def test_the_population_is_the_models_name_unless_the_task_names_one(make_coordinator: Make) -> None:
@@ -255,6 +256,7 @@ def test_a_commit_that_the_database_refuses_is_tried_again(
     before = coordinator.status()["weights"]
 
     def fail(_record: RoundRecord, _data: bytes) -> None:
+        now[0] += 5  # as a lock that is waited for
         raise StoreError("server.db: the server's database failed: disk full")
 
     with monkeypatch.context() as patch:
@@ -270,6 +272,56 @@ def test_a_commit_that_the_database_refuses_is_tried_again(
     now[0] += 1
     coordinator.tick()
     assert coordinator.status()["committed_rounds"] == store.latest()[0] == 1
+
+
+def test_a_commit_whose_acknowledgement_was_lost_counts_once(
+    make_coordinator: Make,
+    make_report: MakeReport,
+    open_store: Callable[..., Store],
+    monkeypatch: pytest.MonkeyPatch,
+    now: list[float],
+) -> None:
+    store = open_store()
+    coordinator = make_coordinator(store=store)
+    commit = store.commit
+
+    def lose(record: RoundRecord, data: bytes) -> None:
+        commit(record, data)
+        raise StoreError("server closed the connection unexpectedly")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commit", lose)
+        run_round(coordinator, make_report, 1)
+    now[0] += 1
+    coordinator.tick()
+    status = coordinator.status()
+    assert (status["committed_rounds"], status["phase"], len(status["history"])) == (1, "selection", 1)
+    assert status["counts"]["reported"] == 2
+    run_round(coordinator, make_report, 2)
+    assert [record.number for record in store.history()] == [0, 1, 2]
+
+
+def test_a_round_that_another_server_committed_is_dropped_and_its_weights_are_gone_on_from(
+    make_coordinator: Make,
+    make_report: MakeReport,
+    open_store: Callable[..., Store],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = make_coordinator(), make_coordinator(prefix="s", store=open_store())
+    run_round(first, make_report, 1, 1.0)
+    run_round(second, make_report, 1, 2.0)
+    assert caplog.messages == [
+        "round 1 was committed by another server; this one's reports are dropped",
+        "round 1 abandoned: superseded",
+    ]
+    status = second.status()
+    assert (status["weights"], status["round"]) == (first.status()["weights"], 2)
+    assert [(record["outcome"], record["reason"]) for record in status["history"]] == [
+        ("committed", ""),
+        ("abandoned", "superseded"),
+    ]
+    run_round(second, make_report, 2)
+    assert second.status()["committed_rounds"] == 2
 
 
 def test_an_abandonment_that_the_database_refuses_does_not_stop_the_server(

@@ -44,8 +44,8 @@ def test_cohort_size_is_goal_times_over_selection_rounded_up(goal: int, over: fl
     ("fields", "message"),
     [
         ({"goal_count": 0}, "round: goal_count should be at least 1, not 0"),
-        ({"goal_count": 2, "over_selection": 0.9}, "round: over_selection should be at least 1, not 0.9"),
-        ({"goal_count": 2, "over_selection": math.nan}, "round: over_selection should be at least 1, not nan"),
+        ({"goal_count": 2, "over_selection": 0.9}, "round: over_selection should be from 1 to 100, not 0.9"),
+        ({"goal_count": 2, "over_selection": math.nan}, "round: over_selection should be from 1 to 100, not nan"),
         (
             {"goal_count": 2, "minimum_reports": 3},
             "round: minimum_reports should be from 1 to the goal count, 2, not 3",
@@ -86,15 +86,21 @@ def test_selection_timeout_abandons_below_the_minimum() -> None:
 @pytest.mark.parametrize(
     ("current", "client", "reason"),
     [
-        (selected("a"), "a", "already_in_round"),
         (selected("a", "b", "c"), "d", "cohort_full"),
         (started("a"), "d", "round_started"),
-        (started("a"), "a", "already_in_round"),
+        (selected("a", "b", "c").report("token-a", 0)[0], "a", "already_reported"),
     ],
 )
 def test_check_in_rejects_with_a_reason(current: Round, client: str, reason: str) -> None:
     after, reply = current.check_in(client, "new", current.since)
     assert (reply.decision, reply.reason, reply.token) == ("reject", reason, "")
+    assert after == current
+
+
+@pytest.mark.parametrize("current", [selected("a"), started("a"), selected("a", "b", "c")])
+def test_a_check_in_whose_acceptance_was_lost_is_given_its_token_again(current: Round) -> None:
+    after, reply = current.check_in("a", "new", current.since)
+    assert (reply.decision, reply.round_number, reply.token) == ("accept", 1, "token-a")
     assert after == current
 
 
@@ -196,9 +202,12 @@ class Interleavings(RuleBasedStateMachine):
     def check_in(self, client: int) -> None:
         token = f"token-{len(self.tokens)}"
         after, reply = self.round.check_in(f"client-{client}", token, self.now)
-        if reply.decision == "accept":
+        if reply.token == token:
             self.tokens.append(token)
             assert f"client-{client}" not in self.round.cohort.values()
+        elif reply.decision == "accept":
+            assert self.round.cohort[reply.token] == f"client-{client}"
+            assert reply.token not in self.round.reported
         self.become(after)
 
     @rule(choice=st.integers(0, 99))

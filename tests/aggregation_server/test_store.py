@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
 
 from aggregation_server.history import Counts, RoundRecord
-from aggregation_server.store import Store, StoreError
+from aggregation_server.store import ConflictError, Store, StoreError
 from device_runtime.bundle import Bundle
 from device_runtime.errors import InputError
 from device_runtime.tensors import sha256
@@ -87,9 +89,47 @@ def test_weights_are_written_before_the_round_and_a_crash_between_leaves_the_old
 def test_a_second_server_on_one_database_can_not_commit_a_round_twice(open_store: OpenStore) -> None:
     first, second = open_store(), open_store()
     first.commit(committed(1, b"one"), b"one")
-    with pytest.raises(StoreError, match=r"server\.db: the server's database failed: UNIQUE constraint failed"):
+    with pytest.raises(ConflictError, match=r"server\.db: round 1 is committed already$"):
         second.commit(committed(1, b"other"), b"other")
     assert second.latest() == (1, b"one")
+
+
+def test_other_initial_weights_are_taken_until_the_first_commit(
+    open_store: OpenStore, bundle: Bundle, store_url: str
+) -> None:
+    open_store().close()
+    model_id = bundle.manifest.model_id
+    with closing(Store(store_url, model_id, b"from another export")) as store:
+        assert store.latest() == (0, b"from another export")
+        assert store.history()[0].weights == sha256(b"from another export")
+        store.commit(committed(1, b"one"), b"one")
+    with closing(Store(store_url, model_id, b"from a third export")) as store:
+        assert store.latest() == (1, b"one")
+        assert store.history()[0].weights == sha256(b"from another export")
+
+
+def test_weights_that_were_damaged_in_the_database_are_not_used(open_store: OpenStore) -> None:
+    store = open_store()
+    identity = store.history()[0].weights
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE weights SET data = x'00'")
+    message = rf"server\.db: the weights {identity[:16]}… are damaged in the database$"
+    with pytest.raises(StoreError, match=message):
+        store.latest()
+    with pytest.raises(StoreError, match=message):
+        store.weights(identity)
+
+
+def test_a_lock_is_not_waited_for_for_long(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store()
+    with closing(sqlite3.connect(tmp_path / "server.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match=r"server\.db: the server's database failed: database is locked$"):
+            store.commit(committed(1, b"one"), b"one")
+        assert other.execute("PRAGMA busy_timeout").fetchone() == (5000,)  # what it would be by default
+        with store._engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 500
+    store.commit(committed(1, b"one"), b"one")
 
 
 def test_sqlite_is_durable(open_store: OpenStore) -> None:
@@ -124,6 +164,8 @@ def test_a_file_that_is_no_database_is_refused_by_name(store_url: str, tmp_path:
     [
         ("sqlite:////nowhere/at/all.db", "/nowhere/at/all.db: can't open the server's database: unable to open"),
         ("server.db", "server.db: can't open the server's database: Could not parse SQLAlchemy URL"),
+        ("sqlite:///q.db?timeout=abc", "sqlite: can't open the server's database: could not convert string to float"),
+        ("postgresql://host:port/db", "postgresql: can't open the server's database: "),
         ("nosql://user:secret@host/db", "nosql: can't open the server's database: Can't load plugin"),
     ],
 )

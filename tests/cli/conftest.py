@@ -14,18 +14,18 @@ with warnings.catch_warnings():
 
 
 @pytest.fixture(scope="session")
-def processes_of() -> Callable[[Path], list[str]]:
-    """`processes_of(folder)`: command lines of the running processes that name this folder."""
+def processes_of() -> Callable[[Path], dict[int, str]]:
+    """`processes_of(folder)`: id and command line of each running process that names this folder."""
 
-    def find(folder: Path) -> list[str]:
-        lines = []
+    def find(folder: Path) -> dict[int, str]:
+        lines = {}
         for process in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 line = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:  # it ended as it was looked at
                 continue
             if str(folder) in line:
-                lines.append(line)
+                lines[int(process.parent.name)] = line
         return lines
 
     return find

@@ -83,5 +83,5 @@ def test_the_report_holds_its_picture_and_asks_for_nothing_else(demo: _Run) -> N
     assert (demo.out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_no_process_is_left(demo: _Run, processes_of: Callable[[Path], list[str]]) -> None:
-    assert processes_of(demo.out) == []
+def test_no_process_is_left(demo: _Run, processes_of: Callable[[Path], dict[int, str]]) -> None:
+    assert processes_of(demo.out) == {}

@@ -50,12 +50,14 @@ def examples_file(tmp_path: Path, digits_examples: Callable[[int, int], Examples
 class Script:
     """An HTTP server that gives its answers in turn, the last for ever, and writes down what it was asked.
 
-    An answer is a status and a body; a status of 0 stands for no answer until the test is over.
+    An answer is a status and a body; a status of 0 stands for no answer until the test is over. Of the answers
+    that `cut` has a number for, in turn, only so many bytes of the body are sent.
     """
 
     url: str
     answers: list[tuple[int, bytes]] = field(default_factory=list)
     requests: list[tuple[str, str, bytes, dict[str, str]]] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -72,7 +74,7 @@ def script() -> Iterator[Script]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(content[: state.cut.pop(0)] if state.cut else content)
 
         do_GET = do_POST = handle_any  # noqa: N815
 

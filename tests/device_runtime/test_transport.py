@@ -99,6 +99,25 @@ def test_a_longer_answer_is_not_read_and_not_asked_for_again(
     assert (len(script.requests), waits) == (1, [])
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    connect: Callable[..., Transport], script: Any, waits: list[float]
+) -> None:
+    script.answers = [(200, b"whole"), (200, b"whole")]
+    script.cut = [2]
+    assert connect(script.url).request("GET", "/a").body == b"whole"
+    assert len(script.requests) == 2
+    assert waits == pytest.approx([1.1])
+    script.cut = [3, 3]
+    with pytest.raises(NetworkError) as caught:
+        connect(script.url, attempts=2).request("GET", "/a")
+    assert str(caught.value) == f"{script.url}/a: IncompleteRead(3 bytes read, 2 more expected) (2 attempts)"
+
+
+def test_a_header_that_is_none(connect: Callable[..., Transport], script: Any) -> None:
+    with pytest.raises(NetworkError, match=r"/a: Invalid header value .* \(1 attempts\)$"):
+        connect(script.url, attempts=1).request("GET", "/a", headers={"X": "a\nb"})
+
+
 def test_a_connection_that_ends_without_an_answer(connect: Callable[..., Transport], script: Any) -> None:
     script.answers = [(0, b"")]
     script.over.set()  # so the server hangs up at once
@@ -114,7 +133,10 @@ def test_a_host_s_name_that_is_none(connect: Callable[..., Transport], url: str)
 
 @pytest.mark.parametrize(
     "url",
-    ["", "127.0.0.1:8080", "ftp://host", "http://", "http://:80", "http://host:port", "http://host:99999", "http://["],
+    [
+        *("", "127.0.0.1:8080", "ftp://host", "http://", "http://:80", "http://host:port", "http://host:99999"),
+        *("http://[", "http://host:80/path", "http://host?query"),
+    ],
 )
 def test_a_url_of_another_form(url: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -154,8 +176,11 @@ CALLS: list[tuple[str, Callable[[ServerClient], object]]] = [
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"<html>", b"[]", b"1", b"{}", b'{"reason":"x","message":"y"}', b"\xff"),
+        *(b"", b"<html>", b"[]", b"1", b"{}", b'{"reason":"x","message":["y"]}', b"\xff", b"[" * 100_000),
         *(b'{"decision":"accept","retry_after_seconds":"1"}', b'{"state":"start","work":[]}', b'{"verdict":1}'),
+        *(b'{"decision":"accept","retry_after_seconds":-1}', b'{"state":"wait","retry_after_seconds":NaN}'),
+        *(b'{"decision":"accept","retry_after_seconds":1e300}', b'{"decision":"perhaps"}', b'{"state":"other"}'),
+        *(b'{"decision":"accept","token":"a\\nb"}', b'{"state":"start","round_number":-1}', b'{"verdict":"maybe"}'),
     ],
 )
 @pytest.mark.parametrize(("what", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
@@ -166,6 +191,16 @@ def test_an_answer_that_is_not_understood(
     with pytest.raises(NetworkError) as caught:
         call(ServerClient(connect(script.url)))
     assert str(caught.value) == f"{what}: the server's answer (status 403) is not understood"
+
+
+@pytest.mark.parametrize(("what", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_the_server_says_of_itself_is_passed_on(
+    connect: Callable[..., Transport], script: Any, what: str, call: Callable[[ServerClient], object]
+) -> None:
+    script.answers = [(413, b'{"reason":"too_large","message":"a check-in has at most 4096 bytes"}')]
+    with pytest.raises(NetworkError) as caught:
+        call(ServerClient(connect(script.url)))
+    assert str(caught.value) == f"{what}: the server answers with status 413: a check-in has at most 4096 bytes"
 
 
 def test_the_calls_of_a_device(connect: Callable[..., Transport], script: Any) -> None:
