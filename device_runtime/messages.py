@@ -70,7 +70,7 @@ class Configuration(_Message):
     """The answer to an accepted device that asks for its work.
 
     Attributes:
-        state: ``wait`` during the selection, ``start``, or ``aborted`` where the round was abandoned.
+        state: ``wait`` during the selection, ``start``, or ``aborted`` where the round is over.
         retry_after_seconds: of ``wait``, when to ask again.
         round_number: of ``start``.
         bundle: identity (SHA-256 of the manifest) of the bundle to train with.

@@ -111,7 +111,7 @@ class Participant:
             return Session(Outcome.REJECTED, detail=reply.reason)
         configuration = self._await_start(reply.token, reply.retry_after_seconds)
         if configuration.state == "aborted":
-            return Session(Outcome.ABORTED, reply.round_number, "the round was abandoned")
+            return Session(Outcome.ABORTED, reply.round_number, "it ended without this device")
         return self._train_and_report(reply.token, configuration)
 
     def _await_start(self, token: str, wait: float) -> Configuration:

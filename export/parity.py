@@ -20,13 +20,13 @@ import numpy.typing as npt
 import models
 from device_runtime.bundle import Bundle
 from device_runtime.errors import CheckFailedError, InputError
-from device_runtime.selftest import relative_difference
+from device_runtime.selftest import loss_difference, relative_difference
 from device_runtime.tensors import Weights
 from device_runtime.trainer import Trainer
 from export.reference import KerasTrainer, synthetic_batch
 
 TOLERANCE = 1e-4
-"""Largest relative difference: of a weight tensor, over its largest weight; of the loss, over the loss."""
+"""Largest relative difference: of a weight tensor, over its largest weight; of a loss, over the loss or 1."""
 
 UPDATE_TOLERANCE = 5e-3
 """Largest difference of one step's update from the same weights, over the largest element of that update."""
@@ -148,14 +148,15 @@ def check_parity(
 
 
 def _relative(names: Sequence[str], actual: Sequence[Any], expected: Sequence[Any]) -> dict[str, float]:
-    return {name: relative_difference(a, e) for name, a, e in zip(names, actual, expected, strict=True)}
+    measures = [loss_difference, *(relative_difference for _ in names[1:])]
+    return {name: measure(a, e) for name, measure, a, e in zip(names, measures, actual, expected, strict=True)}
 
 
 def _different_update(
     names: Sequence[str], before: Weights, actual: tuple[float, Weights], expected: tuple[float, Weights]
 ) -> str | None:
     """The loss or first tensor whose update, from the same weights and batch, differs; None if none does."""
-    if not relative_difference(actual[0], expected[0]) <= TOLERANCE:
+    if not loss_difference(actual[0], expected[0]) <= TOLERANCE:
         return names[0]
     for name, start, lite, keras in zip(names[1:], before, actual[1], expected[1], strict=True):
         # A weight is rounded when the update is added: by up to half a unit in the last place on each side.

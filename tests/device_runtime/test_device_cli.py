@@ -108,7 +108,7 @@ def test_a_whole_task_commits_what_a_simulation_computes(
     with ThreadPoolExecutor(2) as devices:  # they share a cache
         assert list(devices.map(device, CLIENTS)) == [0, 0]
     captured = capsys.readouterr()
-    lines = sorted(captured.out.splitlines())
+    lines = sorted(line for line in captured.out.splitlines() if not line.startswith("waiting for a round ("))
     assert captured.err == ""
     assert [line.split(" (")[0] for line in lines[:4]] == ["round 1: reported"] * 2 + ["round 2: reported"] * 2
     assert lines[4:] == ["the task is complete"] * 2
@@ -174,6 +174,39 @@ def test_a_run_without_its_data(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "no.npz"
     assert main(run_arguments("http://127.0.0.1:1", path, tmp_path)) == 2
     assert one_line(capsys) == f"{path}: no such file; --data names a .npz file with the arrays x and y"
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / ("n" * 300)
+    assert main(run_arguments("http://127.0.0.1:1", path, tmp_path)) == 2
+    assert one_line(capsys) == f"{path}: no such file; --data names a .npz file with the arrays x and y"
+    assert main(["selftest", str(path)]) == 2
+    assert one_line(capsys) == f"{path}: can't look for a bundle there: File name too long"
+
+
+def test_a_user_without_a_home(examples_file: MakeFile, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    arguments = ["run", "--server", "http://127.0.0.1:1", "--population", "p", "--data", str(examples_file(5, 0))]
+    assert main(arguments) == 2
+    assert one_line(capsys) == "this user has no home folder; name a folder for bundles with --cache"
+
+
+def test_rejections_in_a_row_are_told_once(script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
+    rejected = [b'{"decision": "reject", "reason": "%s", "retry_after_seconds": 0}' % reason for reason in (b"a", b"b")]
+    aborted = [(200, b'{"decision": "accept", "round_number": 4, "token": "t"}'), (200, b'{"state": "aborted"}')]
+    answers = [*((200, body) for body in rejected), *aborted, (200, rejected[1]), (200, b'{"decision": "complete"}')]
+    script.answers = answers
+    assert main(run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "waiting for a round (a)",
+        "round 4: aborted (it ended without this device)",
+        "waiting for a round (b)",
+        "the task is complete",
+    ]
 
 
 def test_a_run_with_a_wrong_url(examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:

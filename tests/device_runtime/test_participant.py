@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,7 +150,7 @@ def test_a_rejection_that_waiting_does_not_change(take_part: Callable[..., list[
 
 def test_an_abandoned_round(take_part: Callable[..., list[Session]]) -> None:
     aborted, _ = take_part(Rounds([ACCEPT, COMPLETE], [Configuration("aborted")]))
-    assert aborted == Session(Outcome.ABORTED, 3, "the round was abandoned")
+    assert aborted == Session(Outcome.ABORTED, 3, "it ended without this device")
 
 
 def test_a_deadline_that_passes(take_part: Callable[..., list[Session]], start: Configuration) -> None:
@@ -222,6 +225,60 @@ def test_a_bundle_that_was_damaged_here_is_downloaded_again(
     again = BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
     assert again.file(WEIGHTS).read_bytes() == digits_bundle.file(WEIGHTS).read_bytes()
     assert len(files.asked) == 2 * (1 + len(digits_bundle.manifest.files))
+
+
+def _half_removed(home: Path) -> None:
+    (home / MANIFEST).unlink()
+
+
+def _emptied(home: Path) -> None:
+    shutil.rmtree(home)
+    home.mkdir()
+
+
+def _a_file(home: Path) -> None:
+    shutil.rmtree(home)
+    home.write_text("in its place")
+
+
+def _within_another_folder(home: Path) -> None:
+    home.rename(home.with_name("moved"))
+    home.mkdir()
+    home.with_name("moved").rename(home / "moved")
+    (home / "moved" / WEIGHTS).write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("damage", [_half_removed, _emptied, _a_file, _within_another_folder])
+def test_whatever_became_of_a_bundle_here_it_is_downloaded_again(
+    files: Files, digits_bundle: Bundle, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    identity = digits_bundle.identity
+    damage(BundleCache(tmp_path).get(identity, ServerClient(files)).path)
+    again = BundleCache(tmp_path).get(identity, ServerClient(files))
+    assert (again.identity, again.path) == (identity, tmp_path / identity)
+    assert leftovers(tmp_path) == [identity]
+
+
+def test_a_download_that_was_killed_long_ago_is_removed(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    for name, age in ((".download-old", 100_000), (".download-new", 100)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    assert leftovers(tmp_path) == sorted([".download-new", digits_bundle.identity])
+
+
+def test_a_disk_that_is_full(
+    files: Files, digits_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError) as caught:
+        BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    assert str(caught.value) == f"{tmp_path}: can't write there: No space left on device; change --cache"
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "train.tflite", "infer.tflite", "weights.safetensors", "golden.npz"])

@@ -16,7 +16,8 @@ import pytest
 from device_runtime import interpreter
 from device_runtime.bundle import GOLDEN, WEIGHTS, Bundle
 from device_runtime.cli import main
-from device_runtime.selftest import TOLERANCE, relative_difference, self_test
+from device_runtime.errors import IntegrityError
+from device_runtime.selftest import TOLERANCE, loss_difference, relative_difference, self_test
 from device_runtime.weights import dump_weights
 
 
@@ -65,12 +66,62 @@ def test_values_that_are_not_finite_fail(digits_copy: Path, rehash: Callable[...
     assert result.max_rel == np.inf
 
 
+def test_golden_values_that_can_not_be_read(
+    digits_copy: Path, rehash: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (digits_copy / GOLDEN).write_bytes(b"PK\x03\x04 no archive")
+    rehash(digits_copy)
+    assert main(["selftest", str(digits_copy)]) == 4
+    message = f"{digits_copy / GOLDEN}: not a .npz file of golden values; export the bundle again"
+    assert capsys.readouterr().err == f"pocketfed-device: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("x", lambda x: x[:, :3]),
+        ("y", lambda y: y.astype(np.float32)),
+        ("logits", lambda logits: logits[:, :3]),
+        ("steps", lambda steps: np.array("many")),
+    ],
+)
+def test_golden_values_of_another_model(
+    digits_copy: Path,
+    rehash: Callable[..., Bundle],
+    name: str,
+    change: Callable[[Any], Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change_golden(digits_copy, name, change)
+    rehash(digits_copy)
+    assert main(["selftest", str(digits_copy)]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pocketfed-device: {digits_copy / GOLDEN}: not the golden values of this model: ")
+
+
+def test_golden_values_that_are_not_there(digits_copy: Path, rehash: Callable[..., Bundle]) -> None:
+    with np.load(digits_copy / GOLDEN, allow_pickle=False) as arrays:
+        fields = dict(arrays)
+    del fields["w2"]
+    np.savez(digits_copy / GOLDEN, **fields)
+    with pytest.raises(IntegrityError, match=r"not the golden values of this model: .*w2"):
+        self_test(rehash(digits_copy))
+
+
 @pytest.mark.parametrize(
     ("got", "want", "difference"),
     [([1.0, 2.0], [1.0, 4.0], 0.5), ([-3.0], [-4.0], 0.25), ([0.5], [0.0], 0.5), ([0.0], [0.0], 0.0)],
 )
 def test_differences_are_relative_to_the_largest_value(got: object, want: object, difference: float) -> None:
     assert relative_difference(got, want) == difference
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "difference"),
+    [([4.0], [2.0], 1.0), ([0.25], [0.125], 0.125), ([3.0, 0.5], [4.0, 0.0], 0.25), ([0.0], [0.0], 0.0)],
+)
+def test_differences_of_losses_are_relative_to_one_at_least(got: object, want: object, difference: float) -> None:
+    assert loss_difference(got, want) == difference
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

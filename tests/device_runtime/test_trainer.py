@@ -193,6 +193,14 @@ def test_an_artifact_without_the_manifest_s_signatures(digits_copy: Path, rehash
         Trainer(rehash(digits_copy))
 
 
+def test_a_bundle_for_another_class_of_runtime(digits_copy: Path, rehash: Callable[..., Bundle]) -> None:
+    bundle = rehash(digits_copy, runtime="flex")
+    with pytest.raises(IntegrityError) as caught:
+        Trainer(bundle)
+    expected = f"{digits_copy / TRAIN_ARTIFACT}: made for the runtime 'flex'; this one is 'tflite-builtins'"
+    assert str(caught.value) == expected
+
+
 def test_a_manifest_without_signatures(digits_copy: Path, rehash: Callable[..., Bundle]) -> None:
     bundle = rehash(digits_copy, signatures={})
     with pytest.raises(IntegrityError) as caught:

@@ -15,6 +15,7 @@ from device_runtime.errors import CheckFailedError, InputError
 from device_runtime.selftest import SelfTestResult
 from device_runtime.tensors import Weights
 from device_runtime.trainer import Trainer
+from device_runtime.weights import dump_weights
 from export import bundle_writer, gradients
 from export.bundle_writer import export_bundle
 from export.parity import TOLERANCE, UPDATE_TOLERANCE, check_parity
@@ -39,6 +40,21 @@ def test_parity_holds_for_digits(digits_bundle: Bundle) -> None:
 def test_parity_holds_for_the_papers_models(name: str, tmp_path: Path) -> None:
     report = check_parity(export_bundle(models.get(name), tmp_path))
     assert report.ok, report
+
+
+def test_parity_holds_for_weights_whose_losses_are_tiny(tmp_path: Path) -> None:
+    """A trained model's loss of one example may be 1e-4, and its rounding error that of logits of 10 and more."""
+    spec, rng = models.get("digits_mlp"), np.random.Generator(np.random.Philox(3))
+    trained = KerasTrainer(spec, models.initial_weights(spec, 0))
+    losses = [trained.step(*synthetic_batch(spec, 10, 32, rng), 0.5) for _ in range(3000)]
+    bundle = export_bundle(spec, tmp_path / "untrained")
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(dump_weights(trained.get_weights(), bundle.manifest.tensors))
+    bundle = export_bundle(spec, tmp_path / "trained", weights_file=path)
+    assert min(losses[-100:]) < 1e-3
+    for seed in range(5):
+        report = check_parity(bundle, seed=seed)
+        assert report.ok and report.worst.max_rel < TOLERANCE / 5, report
 
 
 def test_parity_holds_at_two_threads_for_both_paddings(
