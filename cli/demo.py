@@ -49,7 +49,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     started = time.perf_counter()
     scratch = _clean(out)
     demonstration = _Demonstration(scratch, seed)
-    click.echo(f"1/4 simulating {CLIENTS} clients for {SIMULATED_ROUNDS} rounds", err=True)
+    click.echo(f"1/4 simulating {CLIENTS} clients, then the fleet of {DEVICES} devices, as it should turn out", err=True)
     simulated, expected, expected_weights = demonstration.simulate()
     click.echo("2/4 exporting the model as a bundle of TFLite builtins", err=True)
     bundle = demonstration.export()
@@ -75,6 +75,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
         "upload_bytes": fleet.upload_bytes,
         "upload_bytes_float32": upload_float32,
         "download_bytes": fleet.download_bytes,
+        "model": MODEL,
         "seed": seed,
         "seconds": time.perf_counter() - started,
     }
@@ -117,15 +118,15 @@ class _Demonstration:
         process = build_fed_avg(self._spec, self._work, self._initial)
         random = random_cohorts(list(self._clients), DEVICES / CLIENTS, self._seed)
         plans = (
-            ("simulated, 20 clients", self._clients, random, SIMULATED_ROUNDS),
-            ("simulated, the fleet's 5 devices", self._devices, lambda number: list(self._devices), FLEET_ROUNDS),
+            (f"simulated, {CLIENTS} clients", self._clients, random, SIMULATED_ROUNDS),
+            (f"simulated, {DEVICES} devices", self._devices, lambda number: list(self._devices), FLEET_ROUNDS),
         )
         curves = []
         weights = self._initial
         with local_worker():
             for name, clients, cohort, rounds in plans:
                 accuracies, seconds = [start], 0.0
-                with round_progress("simulating", rounds) as progress:
+                with round_progress(name, rounds) as progress:
                     for done in simulate(process, clients, self._work, cohort, rounds):
                         accuracies.append(evaluate(done.weights).accuracy)
                         seconds += done.seconds
@@ -172,7 +173,7 @@ class _Demonstration:
             *("--epochs", str(EPOCHS), "--batch-size", "10", "--lr", str(LEARNING_RATE)),
         ]
         started = time.perf_counter()
-        with round_progress("on devices", FLEET_ROUNDS) as progress:
+        with round_progress(f"fleet of {DEVICES} devices", FLEET_ROUNDS) as progress:
             result: FleetResult = run_fleet(
                 bundle.path, bundle.manifest.tensors, arguments, MODEL, files, folder, progress
             )
@@ -183,7 +184,7 @@ class _Demonstration:
             trainer.set_weights(weights)
             accuracies.append(trainer.evaluate(self._data.test).accuracy)
         curve = Curve(
-            f"fleet of 5 device processes, {CODEC}",
+            f"device processes, {CODEC}",
             tuple(accuracies),
             result.upload_bytes,
             result.download_bytes,
@@ -240,16 +241,11 @@ def _print(curves: tuple[Curve, ...], summary: dict[str, Any], out: Path) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "rounds", "accuracy", "bytes up", "bytes down", "seconds")
+    table = Table("")
+    for heading in ("rounds", "accuracy", "bytes up", "bytes down", "seconds"):
+        table.add_column(heading, justify="right")
     for curve in curves:
-        table.add_row(
-            curve.name,
-            str(curve.rounds),
-            f"{curve.accuracies[-1]:.2%}",
-            f"{curve.upload_bytes:,}",
-            f"{curve.download_bytes:,}",
-            f"{curve.seconds:.1f}",
-        )
+        table.add_row(curve.name, *curve.cells())
     console = Console()
     console.print(table)
     share = summary["upload_bytes"] / summary["upload_bytes_float32"]

@@ -10,8 +10,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from tff_sim.figure import Line, accuracy_figure
+
 # Colour, line, width, and which lies above: what was expected of the fleet is drawn dashed on what it did.
-_STYLES = (("#8b949e", "-", 2, 1), ("#24292f", "--", 1.5, 3), ("#f0686b", "-", 5, 2))
+_STYLES = (("#8b949e", "-", 2.0, 1), ("#24292f", "--", 1.5, 3), ("#f0686b", "-", 5.0, 2))
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -20,24 +22,42 @@ _PAGE = Template("""<!doctype html>
 <title>pocketfed demo</title>
 <style>
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
-  h1 { font-size: 1.5rem; } svg { width: 100%; height: auto; }
-  table { border-collapse: collapse; width: 100%; } .table { overflow-x: auto; }
+  h1 { font-size: 1.5rem; margin-bottom: .25rem; } .about { color: #59636e; margin-top: 0; }
+  svg { width: 100%; height: auto; }
+  .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem; margin: 1.5rem 0; }
+  .cards div { border: 1px solid #d0d7de; border-radius: .5rem; padding: .6rem .9rem; color: #59636e; }
+  .cards b { display: block; font-size: 1.6rem; color: #1f2328; }
+  table { border-collapse: collapse; width: 100%; }
   th, td { padding: .4rem .6rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
-  th:first-child, td:first-child { text-align: left; }
+  th:first-child, td:first-child { text-align: left; white-space: normal; }
+  @media (max-width: 45rem) {
+    tr, td { display: block; } tr:first-child { display: none; } tr { margin-bottom: 1rem; }
+    td, td:first-child { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
+    td:first-child { font-weight: 600; border-bottom: 1px solid #d0d7de; } td + td::before { content: attr(data-label); }
+  }
 </style>
 <h1>From a simulation to a fleet: the same training</h1>
+<p class="about">$model on the digits that scikit-learn ships, seed $seed</p>
+<div class="cards">
+<div><b>$accuracy</b>of the test digits right on the fleet, $expected in its simulation</div>
+<div><b>$parity</b>largest relative difference of Keras and the device's interpreter in $steps training steps</div>
+<div><b>$share</b>of the bytes of float32 for the updates, encoded with $codec</div>
+</div>
 <p>The broad curve is a server and five device processes; the dashed curve is what the simulation expected of
-them, in float32 and without a network. The devices' updates travelled with $codec.</p>
+them, in float32 and without a network.</p>
 $picture
-<div class="table"><table>
+<table>
 <tr><th></th><th>rounds</th><th>test accuracy</th><th>bytes up</th><th>bytes down</th><th>seconds</th></tr>
 $rows
-</table></div>
-<p>Keras and the device's interpreter, from the same weights over $steps training steps: largest relative
-difference $parity. The fleet's weights after $rounds rounds against their simulation: $difference
-($codec rounds the updates). Updates took $share of the bytes of float32.</p>
+</table>
+<p>Bytes are those of all devices together. Down, a simulation counts the weights alone; the fleet fetched the bundle
+too. Seconds are those of the rounds; for the fleet, its start and end as well.</p>
+<p>After $rounds rounds the fleet's weights differ from its simulation's by $difference of the largest weight:
+that is the rounding of $codec, which is random and without bias. With the codec f32 what is left is the order
+of float32 sums.</p>
 </html>
 """)
+_LABELS = ("rounds", "test accuracy", "bytes up", "bytes down", "seconds")
 
 
 @dataclass(frozen=True)
@@ -54,50 +74,48 @@ class Curve:
     def rounds(self) -> int:
         return len(self.accuracies) - 1
 
+    def cells(self) -> tuple[str, ...]:
+        """Rounds, last accuracy, bytes up, bytes down and seconds, as tables show them."""
+        return (
+            str(self.rounds),
+            f"{self.accuracies[-1]:.2%}",
+            f"{self.upload_bytes:,}",
+            f"{self.download_bytes:,}",
+            f"{self.seconds:.1f}",
+        )
+
 
 def write_report(out: Path, curves: Sequence[Curve], summary: dict[str, Any]) -> None:
-    """Write ``report.html`` and ``accuracy.png`` into `out`."""
-    figure = _figure(curves)
+    """Write ``report.html`` and ``accuracy.png`` into `out`.
+
+    Args:
+        out: an existing folder.
+        curves: the simulation, the simulation of the fleet, and the fleet.
+        summary: what ``summary.json`` holds.
+    """
+    lines = [Line(curve.name, curve.accuracies, *style) for curve, style in zip(curves, _STYLES, strict=True)]
+    figure = accuracy_figure(lines)
     figure.savefig(out / "accuracy.png", dpi=120)
     svg = io.StringIO()
     figure.savefig(svg, format="svg")
-    rows = "\n".join(
-        f"<tr><td>{html.escape(curve.name)}</td><td>{curve.rounds}</td><td>{curve.accuracies[-1]:.2%}</td>"
-        f"<td>{curve.upload_bytes:,}</td><td>{curve.download_bytes:,}</td><td>{curve.seconds:.1f}</td></tr>"
-        for curve in curves
-    )
     page = _PAGE.substitute(
         picture=svg.getvalue()[svg.getvalue().index("<svg") :],
-        rows=rows,
+        rows="\n".join(map(_row, curves)),
+        model=summary["model"],
+        seed=summary["seed"],
         codec=summary["codec"],
+        accuracy=f"{summary['fleet_accuracy']:.1%}",
+        expected=f"{summary['fleet_simulated_accuracy']:.1%}",
         steps=summary["parity"]["steps"],
         parity=f"{summary['parity']['max_rel']:.1e}",
         rounds=summary["rounds"],
-        difference=f"{summary['fleet_difference']:.1e}",
+        difference=f"{summary['fleet_difference']:.1%}",
         share=f"{summary['upload_bytes'] / summary['upload_bytes_float32']:.1%}",
     )
     (out / "report.html").write_text(page, encoding="utf-8")
 
 
-def _figure(curves: Sequence[Curve]) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for curve, (colour, line, width, layer) in zip(curves, _STYLES, strict=True):
-        axes.plot(
-            range(curve.rounds + 1),
-            curve.accuracies,
-            color=colour,
-            linestyle=line,
-            linewidth=width,
-            zorder=layer,
-            label=curve.name,
-        )
-    axes.set(xlabel="round", ylabel="test accuracy", ylim=(0, 1))
-    axes.legend(loc="lower right", frameon=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def _row(curve: Curve) -> str:
+    cells = zip(_LABELS, curve.cells(), strict=True)
+    named = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells)
+    return f"<tr><td>{html.escape(curve.name)}</td>{named}</tr>"

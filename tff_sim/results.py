@@ -13,6 +13,7 @@ from typing import Any
 from device_runtime.errors import InputError
 from device_runtime.tensors import TensorSpec, Weights
 from device_runtime.weights import dump_weights
+from tff_sim.figure import Line, accuracy_figure
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class ResultFiles:
         """Write the summary and the picture: `accuracies` from round 0 on."""
         self._metrics.close()
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        _draw(self.folder / "accuracy.png", accuracies, target, f"{summary['model']} on {summary['dataset']}")
+        title = f"{summary['model']} on {summary['dataset']}"
+        accuracy_figure([Line("simulated", accuracies)], title, target).savefig(self.folder / "accuracy.png", dpi=120)
 
 
 def summarise(
@@ -94,20 +96,3 @@ def summarise(
         "target_accuracy": target,
         **about,
     }
-
-
-def _draw(path: Path, accuracies: Sequence[float], target: float | None, title: str) -> None:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(range(len(accuracies)), accuracies, color="#1f6feb", linewidth=2)
-    if target is not None:
-        axes.axhline(target, color="#8b949e", linestyle="--", linewidth=1, label=f"target {target:.1%}")
-        axes.legend(loc="lower right", frameon=False)
-    axes.set(xlabel="round", ylabel="test accuracy", title=title, ylim=(0, 1), xlim=(0, max(len(accuracies) - 1, 1)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
