@@ -99,6 +99,11 @@ def create_app(coordinator: Coordinator) -> FastAPI:
             return _error(404, "not_found", "no such file of a bundle that this server has")
         return FileResponse(path, media_type=_BINARY, headers=_IMMUTABLE)
 
+    @app.get(messages.LATEST_WEIGHTS)
+    async def latest_weights() -> Response:
+        # For people and scripts that want the fleet's result; devices are told the content hash that they need.
+        return Response(coordinator.latest_weights, media_type=_BINARY, headers=_FRESH)
+
     @app.get(messages.weights_path("{identity}"))
     async def weights(identity: str) -> Response:
         data = coordinator.weights(identity)

@@ -68,6 +68,8 @@ class Coordinator:
         self._new_token = new_token
         self._rng = rng or random.SystemRandom()
         self._load()
+        if self._state.round_number:
+            logger.info("going on after round %d%s", self._state.round_number, "; complete" if self.complete else "")
         self._counts = Counts()
         self._closed: deque[Round] = deque(maxlen=_CLOSED_ROUNDS)
         self._round: Round
@@ -161,6 +163,11 @@ class Coordinator:
         path = self.bundle.file(name)
         self._counts.download_bytes += manifest.files[name].size if name in manifest.files else path.stat().st_size
         return path
+
+    @property
+    def latest_weights(self) -> bytes:
+        """The weights that were committed last, as safetensors bytes; not counted as a device's download."""
+        return self._state.data
 
     def weights(self, identity: str) -> bytes | None:
         """The weights with this content hash, counted as a download; None where there is no such version."""

@@ -96,7 +96,7 @@ def print_parity(report: ParityReport) -> None:
 @BUNDLE
 @JSON
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds: parameters, operators, sizes; and that no operator needs Flex.
+    """Show what BUNDLE holds: parameters, the examples it takes, operators, sizes; and that none needs Flex.
 
     Operators are counted in the training artifact itself, in all its subgraphs.
     """
@@ -124,7 +124,10 @@ def _print_inspection(inspection: Inspection) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    tensors = Table("tensor", "type")
+    examples = Table("array of the examples", "type")
+    for name in ("x", "y"):
+        examples.add_row(name, str(manifest.signatures["train"].input(name)).replace("[", r"\["))
+    tensors = Table("weight", "type")
     for spec in manifest.tensors:
         tensors.add_row(spec.name, str(spec).replace("[", r"\["))
     files = Table("file", "bytes")
@@ -133,7 +136,7 @@ def _print_inspection(inspection: Inspection) -> None:
     operators = Table("operator", "count")
     for name, count in {**inspection.operators.builtin, **inspection.operators.custom}.items():
         operators.add_row(name, str(count))
-    for table in (tensors, files, operators):
+    for table in (examples, tensors, files, operators):
         console.print(table)
     console.print(
         f"Flex operators: {inspection.operators.flex}; other custom operators: {inspection.operators.other_custom}",

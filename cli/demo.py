@@ -49,7 +49,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     started = time.perf_counter()
     scratch = _clean(out)
     demonstration = _Demonstration(scratch, seed)
-    click.echo(f"1/4 simulating {CLIENTS} clients, then the fleet of {DEVICES} devices, as it should turn out", err=True)
+    click.echo(f"1/4 simulating {CLIENTS} clients, then what to expect of {DEVICES} devices", err=True)
     simulated, expected, expected_weights = demonstration.simulate()
     click.echo("2/4 exporting the model as a bundle of TFLite builtins", err=True)
     bundle = demonstration.export()

@@ -33,7 +33,8 @@ _PAGE = Template("""<!doctype html>
   @media (max-width: 45rem) {
     tr, td { display: block; } tr:first-child { display: none; } tr { margin-bottom: 1rem; }
     td, td:first-child { display: flex; justify-content: space-between; border: 0; padding: .1rem 0; }
-    td:first-child { font-weight: 600; border-bottom: 1px solid #d0d7de; } td + td::before { content: attr(data-label); }
+    td:first-child { font-weight: 600; border-bottom: 1px solid #d0d7de; }
+    td + td::before { content: attr(data-label); }
   }
 </style>
 <h1>From a simulation to a fleet: the same training</h1>

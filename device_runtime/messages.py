@@ -14,6 +14,7 @@ CHECK_IN = "/v1/check-in"
 CONFIGURATION = "/v1/configuration"
 REPORT = "/v1/report"
 STATUS = "/v1/status"
+LATEST_WEIGHTS = "/v1/weights/latest"
 
 
 def bundle_path(identity: str, name: str) -> str:

@@ -26,6 +26,7 @@ class Inspection:
             "identity": self.bundle.identity,
             "parameters": manifest.parameters,
             "tensors": {spec.name: str(spec) for spec in manifest.tensors},
+            "examples": {name: str(manifest.signatures["train"].input(name)) for name in ("x", "y")},
             "operators": {**self.operators.builtin, **self.operators.custom},
             "flex": self.operators.flex,
             "custom": self.operators.other_custom,

@@ -12,7 +12,7 @@ _STEP = 0.05  # the accuracy axis begins at a multiple of it
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: accuracies from round 0 on, and how it is drawn; of two lines the one with the larger layer lies above."""
+    """One curve: accuracies from round 0 on, and how it is drawn; a line of a larger layer lies above."""
 
     label: str
     accuracies: Sequence[float]

@@ -226,12 +226,17 @@ def test_after_its_rounds_the_task_is_complete(
     assert join(again, "a")[0].decision == "complete"
 
 
-def test_a_restart_goes_on_from_the_last_commit(make_coordinator: Make, make_report: MakeReport) -> None:
+def test_a_restart_goes_on_from_the_last_commit(
+    make_coordinator: Make, make_report: MakeReport, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make_coordinator()
     run_round(first, make_report, 1)
     join(first, "d", "e", "f")
     before = first.status()
-    again = make_coordinator(prefix="a")
+    with caplog.at_level(logging.INFO, "aggregation_server"):
+        again = make_coordinator(prefix="a")
+        make_coordinator(rounds=1)
+    assert caplog.messages == ["going on after round 1", "going on after round 1; complete"]
     status = again.status()
     for key in ("weights", "initial_weights", "round", "committed_rounds", "history"):
         assert status[key] == before[key]

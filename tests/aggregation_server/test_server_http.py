@@ -199,6 +199,8 @@ def test_weights_may_be_cached_for_ever_and_the_status_never(server: httpx.Clien
     response = server.get(messages.weights_path(status(server)["weights"]))
     assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert server.get(messages.STATUS).headers["cache-control"] == "no-store"
+    latest = server.get(messages.LATEST_WEIGHTS)
+    assert (latest.content, latest.headers["cache-control"]) == (response.content, "no-store")
 
 
 @pytest.mark.parametrize(

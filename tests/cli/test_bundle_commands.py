@@ -18,6 +18,7 @@ def test_inspect_in_json(digits_bundle: Bundle, capsys: pytest.CaptureFixture[st
     inspection = json.loads(output.out)
     assert set(inspection) >= {"parameters", "operators", "flex", "custom", "files"}
     assert inspection["parameters"] == 4810
+    assert inspection["examples"] == {"x": "float32[n, 8, 8, 1]", "y": "int32[n]"}
     assert (inspection["flex"], inspection["custom"]) == (0, 0)
     assert inspection["operators"]["FULLY_CONNECTED"] > 0
     assert all(isinstance(count, int) and count > 0 for count in inspection["operators"].values())
@@ -31,6 +32,7 @@ def test_inspect_in_words(digits_bundle: Bundle, capsys: pytest.CaptureFixture[s
     output = capsys.readouterr().out
     assert f"digits_mlp version 1, 4,810 parameters, identity {digits_bundle.identity}" in output
     assert "hidden/kernel" in output
+    assert "float32[n, 8, 8, 1]" in output
     assert "FULLY_CONNECTED" in output
     assert "Flex operators: 0; other custom operators: 0" in output
 

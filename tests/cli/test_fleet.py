@@ -69,9 +69,8 @@ def test_a_fleet_of_one_commits_its_round(run: Run, processes_of: ProcessesOf, t
     (committed,) = result.rounds
     assert (committed.number, committed.clients, committed.examples) == (1, 1, 7)
     assert result.upload_bytes > 0 and result.download_bytes > 0
-    assert re.fullmatch(
-        rf"\d\d:\d\d:\d\d round 1 committed: 1 reports, loss {committed.train_loss}\n", (tmp_path / "server.log").read_text()
-    )
+    told = (tmp_path / "server.log").read_text()
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d round 1 committed: 1 reports, loss {committed.train_loss}\n", told)
     assert processes_of(tmp_path) == {}
 
 

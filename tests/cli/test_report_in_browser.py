@@ -95,4 +95,4 @@ def test_a_phone_shows_every_figure_with_its_name(browser: Chrome, report: Path)
     assert names == ['"rounds"', '"test accuracy"', '"bytes up"', '"bytes down"', '"seconds"']
     for cell in cells:
         assert cell.is_displayed()
-        assert 0 <= cell.location["x"] and cell.location["x"] + cell.size["width"] <= 360
+        assert cell.location["x"] >= 0 and cell.location["x"] + cell.size["width"] <= 360

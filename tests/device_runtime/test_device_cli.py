@@ -195,7 +195,9 @@ def test_a_user_without_a_home(examples_file: MakeFile, capsys: Capture, monkeyp
     assert one_line(capsys) == "this user has no home folder; name a folder for bundles with --cache"
 
 
-def test_rejections_in_a_row_are_told_once(script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
+def test_rejections_in_a_row_are_told_once(
+    script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture
+) -> None:
     rejected = [b'{"decision": "reject", "reason": "%s", "retry_after_seconds": 0}' % reason for reason in (b"a", b"b")]
     aborted = [(200, b'{"decision": "accept", "round_number": 4, "token": "t"}'), (200, b'{"state": "aborted"}')]
     answers = [*((200, body) for body in rejected), *aborted, (200, rejected[1]), (200, b'{"decision": "complete"}')]
