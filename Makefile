@@ -5,6 +5,9 @@ PYTHON ?= python3.11
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := .venv/bin/
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Keras and matplotlib write settings where they start: not in the user's home.
+export KERAS_HOME ?= $(CURDIR)/.venv/var/pocketfed/keras
+export MPLCONFIGDIR ?= $(CURDIR)/.venv/var/pocketfed/matplotlib
 # TensorFlow takes a minute to import where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 

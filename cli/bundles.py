@@ -49,7 +49,7 @@ def export(model: str, out: Path, weights: Path | None, seed: int, bundle_versio
 @BUNDLE
 @click.option("--steps", default=60, show_default=True, help="Training steps to compare; at least 60.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of the synthetic batches.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of the interpreter.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Of the interpreter.")
 @JSON
 @click.pass_context
 def parity(ctx: click.Context, bundle: Path, steps: int, seed: int, threads: int, as_json: bool) -> None:
@@ -125,8 +125,8 @@ def _print_inspection(inspection: Inspection) -> None:
         soft_wrap=True,
     )
     examples = Table("array of the examples", "type")
-    for name in ("x", "y"):
-        examples.add_row(name, str(manifest.signatures["train"].input(name)).replace("[", r"\["))
+    for spec in inspection.examples:
+        examples.add_row(spec.name, str(spec).replace("[", r"\["))
     tensors = Table("weight", "type")
     for spec in manifest.tensors:
         tensors.add_row(spec.name, str(spec).replace("[", r"\["))

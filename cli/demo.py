@@ -144,12 +144,10 @@ class _Demonstration:
         return export_bundle(self._spec, self._scratch / "bundles", seed=self._seed)
 
     def check_parity(self, bundle: Bundle) -> ParityReport:
-        from cli.bundles import print_parity
         from export.parity import check_parity
 
         report = check_parity(bundle, seed=self._seed)
         if not report.ok:
-            print_parity(report)
             raise CheckFailedError(f"parity fails: {report.tensor} differs first, at step {report.step}")
         return report
 
@@ -227,11 +225,15 @@ def _pool(clients: dict[str, Examples], devices: int) -> dict[str, Examples]:
 
 
 def _clean(out: Path) -> Path:
-    """A fresh folder for the run's working files, below `out`."""
+    """A fresh folder for the run's working files, below `out`; only one that a demo has made is emptied."""
     scratch = out / "run"
+    marker = scratch / ".pocketfed-demo"
     try:
+        if scratch.exists() and not marker.exists():
+            raise InputError(f"{scratch}: not a demo's folder, so that it is not overwritten; change --out")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
+        marker.touch()
     except OSError as error:
         raise InputError(f"{out}: can't write there: {error.strerror}; change --out") from None
     return scratch

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -38,6 +39,10 @@ for command in (demo, simulate, export, parity, inspect, serve):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
+    # Keras and matplotlib write settings where they start, and Keras' can change a model: neither in the user's home.
+    cache = Path(sys.prefix) / "var" / "pocketfed"
+    os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     # TensorFlow's notes about the processor and missing GPUs are not for the users of these commands.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in ("absl", "tensorflow"):

@@ -27,7 +27,7 @@ class BatchSize(click.ParamType[int | None]):
             return None
         if isinstance(value, int):
             return value
-        if not value.isdigit() or int(value) < 1:
+        if not (value.isascii() and value.isdigit()) or int(value) < 1:
             self.fail(f"{value!r} is not a whole number of at least 1, nor 'all'", param, ctx)
         return int(value)
 
@@ -54,4 +54,4 @@ def client_work(epochs: int) -> Callable[[_Function], _Function]:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -87,6 +87,18 @@ class Manifest:
     def parameters(self) -> int:
         return sum(spec.size for spec in self.tensors)
 
+    @property
+    def examples(self) -> tuple[TensorSpec, TensorSpec]:
+        """What a local example is: the inputs ``x`` and ``y`` of the train signature, with a free first dimension.
+
+        Raises:
+            IntegrityError: the manifest does not say.
+        """
+        try:
+            return self.signatures["train"].input("x"), self.signatures["train"].input("y")
+        except KeyError as error:
+            raise IntegrityError(f"{MANIFEST}.signatures: {error} is missing; export the bundle again") from None
+
     def dump(self) -> bytes:
         """Canonical JSON bytes: what is hashed, and what identifies the bundle."""
         return canonical_json(

@@ -12,6 +12,7 @@ from pathlib import Path
 from device_runtime import __version__
 from device_runtime.errors import InputError, PocketfedError
 
+_MOST_THREADS = 1024
 _EXIT_CODES = "exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity"
 
 
@@ -181,7 +182,9 @@ def _bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="of the interpreter (%(default)s)")
+    parser.add_argument(
+        "--threads", type=_threads_count, default=1, metavar="N", help="of the interpreter (%(default)s)"
+    )
 
 
 def _default_cache() -> Path:
@@ -199,9 +202,16 @@ def _is_file(path: Path) -> bool:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
+
+
+def _threads_count(text: str) -> int:
+    count = _positive(text)
+    if count > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_MOST_THREADS}")
+    return count
 
 
 def _seconds(text: str) -> float:

@@ -46,13 +46,11 @@ def load_examples(path: Path, manifest: Manifest) -> Examples:
 
 def check_examples(fields: dict[str, npt.NDArray[Any]], manifest: Manifest, where: str) -> Examples:
     """`fields["x"]` and `fields["y"]` as `Examples`, if they fit the manifest; else `InputError`."""
-    signature = manifest.signatures["train"]
-    for name in ("x", "y"):
-        spec = signature.input(name)
-        if name not in fields:
-            raise InputError(f"{where}: array {name!r} is missing; expected {spec}")
-        if not spec.accepts(fields[name]):
-            raise InputError(f"{where}: array {name!r} is {describe(fields[name])}; expected {spec}")
+    for spec in manifest.examples:
+        if spec.name not in fields:
+            raise InputError(f"{where}: array {spec.name!r} is missing; expected {spec}")
+        if not spec.accepts(fields[spec.name]):
+            raise InputError(f"{where}: array {spec.name!r} is {describe(fields[spec.name])}; expected {spec}")
     x, y = fields["x"], fields["y"]
     if len(x) != len(y) or len(x) == 0:
         raise InputError(f"{where}: {len(x)} rows of x and {len(y)} of y; expected as many of both, at least one")

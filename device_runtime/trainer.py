@@ -58,6 +58,11 @@ class Trainer:
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise IntegrityError(f"{path}: the TFLite interpreter can't load it: {reason}") from None
+        for name, signature in self.manifest.signatures.items():
+            for side in ("input", "output"):
+                described = sorted(spec.name for spec in getattr(signature, f"{side}s"))
+                if described != sorted(getattr(self._run[name], f"get_{side}_details")()):
+                    raise IntegrityError(f"{path}: its signature {name!r} has other {side}s than the manifest says")
         self._names = [f"w{index}" for index in range(len(self.manifest.tensors))]
 
     def set_weights(self, weights: Weights) -> None:

@@ -18,7 +18,7 @@ class ClientWork:
 
     Attributes:
         epochs: E, passes over the local examples; at least 1.
-        batch_size: B; None is the paper's B = ∞, the whole local set as one batch.
+        batch_size: B, below 2**31; None is the paper's B = ∞, the whole local set as one batch.
         learning_rate: η of the local SGD.
         proximal: μ of FedProx's term μ/2·‖w − w_t‖² (Li et al. 2020); 0 is plain FedAvg.
         seed: of the batch order and of the codec's rounding; 0 ≤ seed < 2**53.
@@ -37,9 +37,9 @@ class ClientWork:
     def __post_init__(self) -> None:
         _check(_is_int(self.epochs) and self.epochs >= 1, "epochs", "a whole number of at least 1", self.epochs)
         _check(
-            self.batch_size is None or (_is_int(self.batch_size) and self.batch_size >= 1),
+            self.batch_size is None or (_is_int(self.batch_size) and 1 <= self.batch_size < 2**31),
             "batch_size",
-            "a whole number of at least 1, or none for the whole local set",
+            "a whole number from 1 to 2**31 - 1, or none for the whole local set",
             self.batch_size,
         )
         _check(

@@ -52,27 +52,32 @@ def export_bundle(
         weights_file: safetensors file to take the weights from instead.
 
     Raises:
-        InputError: the bundle exists already, or the weights can't be read.
+        InputError: the bundle exists already or can't be written, or the weights can't be read or are not finite.
         IntegrityError: the weights are another model's.
         ExportError: the model can't be exported.
         CheckFailedError: the artifact does not compute what Keras does; nothing is written.
     """
     target = out / f"{spec.name}-{version}{SUFFIX}"
-    if target.exists():
+    try:
+        taken = target.exists()
+    except OSError as error:
+        raise InputError(f"{target}: can't write it: {error.strerror}; change --out or --bundle-version") from None
+    if taken:
         raise InputError(f"{target}: exists already; choose another --bundle-version or --out, or remove it")
     model = seeded_model(spec, seed)
     graph = TrainingGraph(spec, model)
     tensors = graph.tensors
     if weights_file is not None:
-        for variable, value in zip(graph.weights, read_weights(weights_file, tensors), strict=True):
+        for tensor, variable, value in zip(tensors, graph.weights, read_weights(weights_file, tensors), strict=True):
+            if not np.isfinite(value).all():
+                raise InputError(f"{weights_file}: tensor {tensor.name!r} holds values that are not finite")
             variable.assign(value)
     weights: Weights = tuple(variable.numpy() for variable in graph.weights)
 
     functions = graph.functions()
     signatures = describe(functions)
     classes = signatures["infer"].outputs[0].shape[-1]
-    if classes is None:
-        raise ExportError(f"model {spec.name!r}: the number of logits is not fixed")
+    assert classes is not None  # the layers that can be exported fix it
     files = {
         TRAIN_ARTIFACT: training_artifact(graph, functions),
         INFER_ARTIFACT: inference_artifact(model, spec.input),
@@ -80,7 +85,7 @@ def export_bundle(
         GOLDEN: golden_file(spec, weights, classes, seed),
     }
     for name in (TRAIN_ARTIFACT, INFER_ARTIFACT):
-        custom = read_operators(files[name]).custom
+        custom = read_operators(files[name], name).custom
         if custom:
             raise ExportError(f"{name}: operators that are no TFLite builtins: {', '.join(custom)}")
     manifest = Manifest(
@@ -116,6 +121,8 @@ def _install(target: Path, files: dict[str, bytes]) -> Bundle:
             )
         scratch.chmod(0o755)
         scratch.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: can't write it: {error.strerror}; change --out") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return open_bundle(target)

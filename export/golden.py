@@ -1,34 +1,91 @@
-"""``golden.npz``: a batch, and what Keras computes from it, for the self-test on the device."""
+"""``golden.npz``: a batch, and what Keras computes from it, for the self-test on the device.
+
+Another processor rounds otherwise, so that an activation close to a kink (a ReLU at zero, a tie in a pooling window)
+may fall on its other side there, and change the golden weights by far more than rounding. So a batch is chosen
+whose results hardly move when the weights that they start from do, in a direction and in its opposite: a kink that
+is close lies on one of the two sides.
+"""
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from device_runtime.selftest import TOLERANCE, relative_difference
 from device_runtime.tensors import Weights
 from export.reference import KerasTrainer, synthetic_batch
 from models import ModelSpec
 
 STEPS = 3
-BATCH = 8
+BATCH = 4
 LEARNING_RATE = 0.05
+JITTER = 3e-6
+"""Relative change of the weights that the results have to stand: some ten times the rounding of float32."""
+STEADY = TOLERANCE / 5
+"""How far the results may move: what is left of the tolerance is for the device."""
+_TRIES = 40
+_DIRECTIONS = 2
+
+Golden = dict[str, npt.NDArray[Any]]
 
 
 def golden_file(spec: ModelSpec, weights: Weights, classes: int, seed: int) -> bytes:
-    """Bytes of ``golden.npz`` from Keras; its arrays are described in `device_runtime.selftest`."""
-    x, y = synthetic_batch(spec, classes, BATCH, np.random.Generator(np.random.Philox(seed)))
+    """Bytes of ``golden.npz`` from Keras; its arrays are described in `device_runtime.selftest`.
+
+    The batch is the first of 40 that is steady, or else the steadiest of them.
+    """
     keras = KerasTrainer(spec, weights)
-    arrays: dict[str, Any] = {
+    rng = np.random.Generator(np.random.Philox(seed))
+    around = [neighbour for _ in range(_DIRECTIONS) for neighbour in _neighbours(weights, rng)]
+    best: Golden = {}
+    smallest = math.inf
+    for _ in range(_TRIES):
+        x, y = synthetic_batch(spec, classes, BATCH, rng)
+        golden = _results(keras, weights, x, y)
+        movement = 0.0
+        for neighbour in around:
+            movement = max(movement, _movement(golden, _results(keras, neighbour, x, y)))
+            if best and movement >= smallest:  # no better than another batch
+                break
+        else:
+            best, smallest = golden, movement
+        if smallest <= STEADY:
+            break
+    buffer = io.BytesIO()
+    np.savez(buffer, **best)
+    return buffer.getvalue()
+
+
+def _neighbours(weights: Weights, rng: np.random.Generator) -> tuple[Weights, Weights]:
+    """The weights, each changed by about `JITTER` of itself; and changed by the same the other way."""
+    jitters = [JITTER * rng.standard_normal(w.shape) for w in weights]
+    one, other = (
+        tuple((w * (1 + sign * jitter)).astype(np.float32) for w, jitter in zip(weights, jitters, strict=True))
+        for sign in (1, -1)
+    )
+    return one, other
+
+
+def _results(keras: KerasTrainer, weights: Weights, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Golden:
+    keras.set_weights(weights)
+    logits = keras.infer(x)
+    losses = [keras.step(x, y, LEARNING_RATE) for _ in range(STEPS)]
+    return {
         "x": x,
         "y": y,
-        "learning_rate": np.float32(LEARNING_RATE),
-        "steps": np.int32(STEPS),
-        "logits": keras.infer(x),
+        "learning_rate": np.array(LEARNING_RATE, np.float32),
+        "steps": np.array(STEPS, np.int32),
+        "logits": logits,
+        "losses": np.array(losses, np.float32),
+        **{f"w{index}": value for index, value in enumerate(keras.get_weights())},
     }
-    arrays["losses"] = np.array([keras.step(x, y, LEARNING_RATE) for _ in range(STEPS)], np.float32)
-    arrays |= {f"w{index}": value for index, value in enumerate(keras.get_weights())}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
+
+
+def _movement(one: Mapping[str, npt.NDArray[Any]], other: Mapping[str, npt.NDArray[Any]]) -> float:
+    names = [name for name in one if name == "logits" or name.startswith("w")]
+    return max(relative_difference(other[name], one[name]) for name in names)

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from device_runtime.bundle import MANIFEST, MANIFEST_HASH, TRAIN_ARTIFACT, Bundle
+from device_runtime.tensors import TensorSpec
 from export.operators import Operators, read_operators
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Parameters, operators of the training artifact and sizes of all files in bytes."""
+    """Parameters, the examples ``x`` and ``y``, operators of the training artifact, and sizes of all files in bytes."""
 
     bundle: Bundle
+    examples: tuple[TensorSpec, TensorSpec]
     operators: Operators
     files: dict[str, int]
 
@@ -26,7 +28,7 @@ class Inspection:
             "identity": self.bundle.identity,
             "parameters": manifest.parameters,
             "tensors": {spec.name: str(spec) for spec in manifest.tensors},
-            "examples": {name: str(manifest.signatures["train"].input(name)) for name in ("x", "y")},
+            "examples": {spec.name: str(spec) for spec in self.examples},
             "operators": {**self.operators.builtin, **self.operators.custom},
             "flex": self.operators.flex,
             "custom": self.operators.other_custom,
@@ -36,7 +38,8 @@ class Inspection:
 
 def inspect_bundle(bundle: Bundle) -> Inspection:
     """Read the operators of a verified bundle's training artifact, and the sizes of its files."""
-    artifact = bundle.file(TRAIN_ARTIFACT).read_bytes()
+    path = bundle.file(TRAIN_ARTIFACT)
+    operators = read_operators(path.read_bytes(), str(path))
     names = sorted([*bundle.manifest.files, MANIFEST, MANIFEST_HASH])
     sizes = {name: bundle.file(name).stat().st_size for name in names}
-    return Inspection(bundle, read_operators(artifact), sizes)
+    return Inspection(bundle, bundle.manifest.examples, operators, sizes)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from dataclasses import dataclass
 
 from tensorflow.lite.python import schema_py_generated as schema
 
+from device_runtime.errors import IntegrityError
+
 _BUILTIN_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _FLEX = "Flex"
+_IDENTIFIER = b"TFL3"  # of the flatbuffer
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,21 @@ class Operators:
         return sum(self.custom.values()) - self.flex
 
 
-def read_operators(artifact: bytes) -> Operators:
-    """Count the operators of a TFLite file, in every subgraph, those of control flow included."""
+def read_operators(artifact: bytes, where: str) -> Operators:
+    """Count the operators of a TFLite file, in every subgraph, those of control flow included.
+
+    Raises:
+        IntegrityError: the bytes are no TFLite file; the message names `where`.
+    """
+    try:
+        return _count_operators(artifact)
+    except (struct.error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise IntegrityError(f"{where}: not a TFLite file, or damaged; export the bundle again") from None
+
+
+def _count_operators(artifact: bytes) -> Operators:
+    if artifact[4:8] != _IDENTIFIER:
+        raise ValueError(artifact[4:8])
     model = schema.Model.GetRootAsModel(artifact, 0)
     builtin: Counter[str] = Counter()
     custom: Counter[str] = Counter()

@@ -10,6 +10,7 @@ parity fails. docs/parity.md derives the tolerances from measurements.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,17 +73,24 @@ class ParityReport:
         return max(self.differences, key=lambda difference: difference.max_rel)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain values; a difference that is not finite is None."""
         return {
             "ok": self.ok,
             "steps": self.steps,
-            "max_abs": max(difference.max_abs for difference in self.differences),
-            "max_rel": self.worst.max_rel,
+            "max_abs": _number(max(difference.max_abs for difference in self.differences)),
+            "max_rel": _number(self.worst.max_rel),
             "tensor": self.tensor,
             "step": self.step,
             "kinks": list(self.kinks),
             "tolerance": TOLERANCE,
-            "differences": {d.name: {"max_abs": d.max_abs, "max_rel": d.max_rel} for d in self.differences},
+            "differences": {
+                d.name: {"max_abs": _number(d.max_abs), "max_rel": _number(d.max_rel)} for d in self.differences
+            },
         }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no infinity
 
 
 def check_parity(

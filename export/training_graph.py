@@ -63,7 +63,11 @@ class TrainingGraph(tf.Module):
             "set_weights": (self._set_weights, weights),
             "get_weights": (self._get_weights, (number["unused"],)),
         }
-        return {name: tf.function(body).get_concrete_function(*inputs) for name, (body, inputs) in signatures.items()}
+        # Nothing in them is for AutoGraph to rewrite, and it would wrap the message of an error into ten lines.
+        return {
+            name: tf.function(body, autograph=False).get_concrete_function(*inputs)
+            for name, (body, inputs) in signatures.items()
+        }
 
     def _train(self, x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, proximal: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.compat.v1.get_default_graph().gradient_override_map(OVERRIDES):

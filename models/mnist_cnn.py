@@ -14,10 +14,10 @@ def build() -> tf.keras.Model:
         [
             layers.Input((28, 28, 1)),
             layers.Conv2D(32, 5, padding="same", activation="relu", kernel_initializer="he_normal", name="conv_1"),
-            layers.MaxPool2D(),
+            layers.MaxPool2D(data_format="channels_last"),
             layers.Conv2D(64, 5, padding="same", activation="relu", kernel_initializer="he_normal", name="conv_2"),
-            layers.MaxPool2D(),
-            layers.Flatten(),
+            layers.MaxPool2D(data_format="channels_last"),
+            layers.Flatten(data_format="channels_last"),
             layers.Dense(512, "relu", kernel_initializer="he_normal", name="hidden"),
             layers.Dense(10, name="logits"),
         ],

@@ -6,14 +6,17 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from device_runtime.bundle import Bundle
+from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle, FileEntry, Manifest, manifest_hash_file, open_bundle
 from device_runtime.examples import Examples
+from device_runtime.tensors import sha256
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -37,6 +40,22 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def digits_copy(digits_bundle: Bundle, tmp_path: Path) -> Path:
     """The path of a copy of `digits_bundle`, to be damaged."""
     return Path(shutil.copytree(digits_bundle.path, tmp_path / "copies" / digits_bundle.path.name))
+
+
+@pytest.fixture(scope="session")
+def rehash() -> Callable[..., Bundle]:
+    """Make a changed bundle's manifest and hashes fit its files again, as somebody who means harm would."""
+
+    def make(path: Path, **changes: Any) -> Bundle:
+        manifest = Manifest.load((path / MANIFEST).read_bytes())
+        content = {name: (path / name).read_bytes() for name in manifest.files}
+        files = {name: FileEntry(len(data), sha256(data)) for name, data in content.items()}
+        data = replace(manifest, **({"files": files} | changes)).dump()
+        (path / MANIFEST).write_bytes(data)
+        (path / MANIFEST_HASH).write_bytes(manifest_hash_file(data))
+        return open_bundle(path)
+
+    return make
 
 
 @pytest.fixture(scope="session")

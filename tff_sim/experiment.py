@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import models
 from device_runtime.codec import encoded_size
-from device_runtime.errors import InputError
+from device_runtime.errors import CheckFailedError, InputError
 from device_runtime.tensors import TensorSpec
 from device_runtime.weights import dump_weights
 from device_runtime.work import ClientWork
@@ -69,6 +70,7 @@ def run_experiment(
     Raises:
         UnavailableError: TensorFlow Federated has no wheel for this machine.
         UnknownModelError, DatasetError, InputError: something named does not exist or is damaged.
+        CheckFailedError: the training diverged; the rounds before are in the files.
     """
     require_tff()
     spec = models.get(experiment.model)
@@ -100,6 +102,10 @@ def run_experiment(
     process = build_fed_avg(spec, experiment.work, weights)
     with local_worker():
         for done in simulate(process, clients, experiment.work, cohort, experiment.rounds):
+            if not math.isfinite(done.train_loss):
+                raise CheckFailedError(
+                    f"round {done.number}: the training diverged: its loss is not finite; lower --lr"
+                )
             test = evaluate(done.weights)
             row = RoundMetrics(
                 round=done.number,

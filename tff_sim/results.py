@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -46,6 +47,9 @@ def rounds_to_target(initial_accuracy: float, accuracies: Sequence[float], targe
     return None
 
 
+_FILES = ("metrics.csv", "summary.json", "accuracy.png", "weights.safetensors", ".weights.safetensors")
+
+
 class ResultFiles:
     """The files of one run in one folder, written as the rounds come, so that an interrupted run keeps its own.
 
@@ -55,28 +59,38 @@ class ResultFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
+        with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
-            self._metrics = (folder / "metrics.csv").open("w", newline="")
-        except OSError as error:
-            raise InputError(f"{folder}: can't write there: {error.strerror}; change --out") from None
-        self._writer = csv.DictWriter(self._metrics, [field.name for field in fields(RoundMetrics)])
-        self._writer.writeheader()
+            for name in _FILES:  # an earlier run's would pass for this one's if it were interrupted
+                (folder / name).unlink(missing_ok=True)
+            self._append([field.name for field in fields(RoundMetrics)])
 
     def add(self, metrics: RoundMetrics, weights: Weights, tensors: Sequence[TensorSpec]) -> None:
         """Append a round's row, and replace the checkpoint."""
-        self._writer.writerow(asdict(metrics))
-        self._metrics.flush()
-        scratch = self.folder / ".weights.safetensors"
-        scratch.write_bytes(dump_weights(weights, tensors))
-        scratch.replace(self.folder / "weights.safetensors")
+        with self._writing():
+            self._append(asdict(metrics).values())
+            scratch = self.folder / ".weights.safetensors"
+            scratch.write_bytes(dump_weights(weights, tensors))
+            scratch.replace(self.folder / "weights.safetensors")
 
     def finish(self, summary: dict[str, Any], accuracies: Sequence[float], target: float | None) -> None:
         """Write the summary and the picture: `accuracies` from round 0 on."""
-        self._metrics.close()
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         title = f"{summary['model']} on {summary['dataset']}"
-        accuracy_figure([Line("simulated", accuracies)], title, target).savefig(self.folder / "accuracy.png", dpi=120)
+        figure = accuracy_figure([Line("simulated", accuracies)], title, target)
+        with self._writing():
+            (self.folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            figure.savefig(self.folder / "accuracy.png", dpi=120)
+
+    def _append(self, row: Iterable[object]) -> None:
+        with (self.folder / "metrics.csv").open("a", newline="") as stream:
+            csv.writer(stream).writerow(row)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.folder}: can't write there: {error.strerror}; change --out") from None
 
 
 def summarise(

@@ -38,7 +38,7 @@ def local_worker() -> Iterator[None]:
     """Run TFF's computations in a worker process of their own for the time of the `with` block.
 
     Raises:
-        NetworkError: the worker did not start within a minute.
+        NetworkError: the worker did not start within a minute, or it ended in the middle of the work.
     """
     port = _free_port()
     binary = Path(tff.__file__).parent / "data" / "worker_binary"
@@ -55,7 +55,7 @@ def local_worker() -> Iterator[None]:
         channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=_UNLIMITED)
         stub = tff.framework.RemoteExecutorGrpcStub(channel)
         _wait_until_ready(stub, process)
-        context = _execution_context(stub)
+        context = _execution_context(stub, process)
         with tff.framework.get_context_stack().install(context):
             yield
         channel.close()
@@ -68,8 +68,11 @@ def local_worker() -> Iterator[None]:
             process.wait()
 
 
-def _execution_context(stub: Any) -> Any:
+def _execution_context(stub: Any, process: subprocess.Popen[bytes]) -> Any:
     def executor(cardinalities: Any) -> Any:
+        # Asked for again at each of TFF's retries, which have no end where the worker is gone.
+        if process.poll() is not None:
+            raise NetworkError(f"TFF's worker process ended with code {process.returncode}; was the memory used up?")
         remote = tff.framework.RemoteExecutor(stub, stream_structs=False)
         # A computation of the server alone carries no number of clients; the worker wants one.
         remote.set_cardinalities({tff.CLIENTS: 0, **cardinalities})

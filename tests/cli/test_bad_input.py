@@ -57,6 +57,11 @@ needs_tff = pytest.mark.skipif(
         (["--rounds", "0"], "--rounds should be at least 1, not 0"),
         (["--target-accuracy", "97"], "--target-accuracy should be above 0 and at most 1, not 97.0"),
         (["--epochs", "0"], "client work: epochs should be a whole number of at least 1, not 0"),
+        (
+            ["--batch-size", "100000000000"],
+            "client work: batch_size should be a whole number from 1 to 2**31 - 1, or none for the whole local set,"
+            " not 100000000000",
+        ),
         (["--lr", "-0.1"], "client work: learning_rate should be a finite number above 0, not -0.1"),
         (["--lr", "nan"], "client work: learning_rate should be a finite number above 0, not nan"),
         (["--proximal", "-1"], "client work: proximal should be a finite number of at least 0, not -1.0"),
@@ -86,6 +91,24 @@ def test_simulate_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         f"{taken}: can't write there: File exists; change --out"
     )
     assert taken.read_text() == "mine"
+
+
+@needs_tff
+def test_a_run_that_diverges_ends_with_the_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _line(["simulate", "--lr", "1e30", "--clients", "20", "--out", str(tmp_path)], 1, capsys)
+    assert line == "round 1: the training diverged: its loss is not finite; lower --lr"
+    assert not (tmp_path / "summary.json").exists()
+
+
+@needs_tff
+def test_demo_does_not_empty_a_folder_that_it_has_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "run" / "precious.csv"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert _line(["demo", "--out", str(tmp_path)], 2, capsys) == (
+        f"{mine.parent}: not a demo's folder, so that it is not overwritten; change --out"
+    )
+    assert mine.read_text() == "mine"
 
 
 def test_demo_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +205,14 @@ def test_serve_on_a_port_in_use(digits_bundle: Bundle, tmp_path: Path, capsys: p
         (
             ["simulate", "--batch-size", "ten"],
             "Invalid value for '--batch-size': 'ten' is not a whole number of at least 1, nor 'all'",
+        ),
+        (
+            ["simulate", "--batch-size", "²"],
+            "Invalid value for '--batch-size': '²' is not a whole number of at least 1, nor 'all'",
+        ),
+        (
+            ["parity", "nowhere", "--threads", "100000000000"],
+            "Invalid value for '--threads': 100000000000 is not in the range 1<=x<=1024.",
         ),
         (["simulate", "--rounds", "many"], "Invalid value for '--rounds': 'many' is not a valid integer."),
         (["simulate", "--momentum", "1"], "No such option '--momentum'."),

@@ -14,6 +14,12 @@ from typing import Any
 
 import pytest
 
+from cli.demo import _Demonstration
+from device_runtime.bundle import Bundle
+from device_runtime.errors import CheckFailedError
+from export import parity
+from export.parity import Difference, ParityReport
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow_federated") is None, reason="simulation is not available on this machine"
 )
@@ -85,6 +91,18 @@ def test_the_report_holds_its_picture_and_asks_for_nothing_else(demo: _Run) -> N
     assert all(address.startswith("#") for address in reader.addresses)
     assert f"{demo.printed['fleet_accuracy']:.2%}" in page
     assert (demo.out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_parity_that_fails_ends_the_demo_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits_bundle: Bundle
+) -> None:
+    report = ParityReport(4, (Difference("loss", 1.0, 1.0),), "hidden/bias", 4, ())
+    demonstration = _Demonstration(tmp_path, 0)
+    monkeypatch.setattr(parity, "check_parity", lambda bundle, seed: report)
+    with pytest.raises(CheckFailedError) as caught:
+        demonstration.check_parity(digits_bundle)
+    assert str(caught.value) == "parity fails: hidden/bias differs first, at step 4"
+    assert capsys.readouterr().out == ""
 
 
 def test_no_process_is_left(demo: _Run, processes_of: Callable[[Path], dict[int, str]]) -> None:

@@ -1,10 +1,10 @@
-"""Bundles with consistent but other content, files of examples, and a scripted HTTP server."""
+"""Files of examples, and a scripted HTTP server."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle, FileEntry, Manifest, manifest_hash_file, open_bundle
 from device_runtime.examples import Examples
-from device_runtime.tensors import sha256
-
-
-@pytest.fixture(scope="session")
-def rehash() -> Callable[..., Bundle]:
-    """Make a changed bundle's manifest and hashes fit its files again, as somebody who means harm would."""
-
-    def make(path: Path, **changes: Any) -> Bundle:
-        manifest = Manifest.load((path / MANIFEST).read_bytes())
-        content = {name: (path / name).read_bytes() for name in manifest.files}
-        files = {name: FileEntry(len(data), sha256(data)) for name, data in content.items()}
-        data = replace(manifest, **({"files": files} | changes)).dump()
-        (path / MANIFEST).write_bytes(data)
-        (path / MANIFEST_HASH).write_bytes(manifest_hash_file(data))
-        return open_bundle(path)
-
-    return make
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def test_a_manifest_comes_back() -> None:
     assert back.signatures["train"].input("y").dtype == "int32"
     with pytest.raises(KeyError):
         back.signatures["train"].input("z")
+
+
+def test_a_manifest_says_what_an_example_is() -> None:
+    assert [str(spec) for spec in manifest().examples] == ["float32[n, 4]", "int32[n]"]
+    for signatures, missing in (({}, "train"), ({"train": Signature((), ())}, "x")):
+        with pytest.raises(IntegrityError) as caught:
+            _ = replace(manifest(), signatures=signatures).examples
+        assert str(caught.value) == f"manifest.json.signatures: '{missing}' is missing; export the bundle again"
 
 
 def test_the_manifest_is_canonical() -> None:

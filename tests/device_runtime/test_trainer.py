@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,18 @@ def test_an_artifact_without_the_manifest_s_signatures(digits_copy: Path, rehash
     (digits_copy / TRAIN_ARTIFACT).write_bytes((digits_copy / "infer.tflite").read_bytes())
     with pytest.raises(IntegrityError, match=r"can't load it: .*signature"):
         Trainer(rehash(digits_copy))
+
+
+@pytest.mark.parametrize(("signature", "side"), [("infer", "outputs"), ("train", "inputs")])
+def test_a_manifest_that_describes_another_artifact(
+    digits_copy: Path, rehash: Callable[..., Bundle], digits_bundle: Bundle, signature: str, side: str
+) -> None:
+    described = dict(digits_bundle.manifest.signatures)
+    described[signature] = replace(described[signature], **{side: ()})
+    with pytest.raises(IntegrityError) as caught:
+        Trainer(rehash(digits_copy, signatures=described))
+    expected = f"{digits_copy / TRAIN_ARTIFACT}: its signature {signature!r} has other {side} than the manifest says"
+    assert str(caught.value) == expected
 
 
 def test_a_bundle_for_another_class_of_runtime(digits_copy: Path, rehash: Callable[..., Bundle]) -> None:

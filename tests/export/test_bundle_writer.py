@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ from tflite_runtime.interpreter import Interpreter
 import models
 from device_runtime.bundle import FILES, INFER_ARTIFACT, MANIFEST, MANIFEST_HASH, TRAIN_ARTIFACT, Bundle, open_bundle
 from device_runtime.errors import CheckFailedError, InputError, IntegrityError
+from device_runtime.selftest import TOLERANCE, self_test
 from device_runtime.weights import dump_weights
-from export import gradients
+from export import bundle_writer, gradients
 from export.bundle_writer import export_bundle
 from export.errors import ExportError
 from export.inspection import inspect_bundle
-from export.operators import read_operators
+from export.operators import Operators, read_operators
 from export.training_graph import TrainingGraph
 from models import ModelSpec
 
@@ -70,7 +74,7 @@ def test_flex_operators_are_seen(digits_bundle: Bundle) -> None:
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([determinant.get_concrete_function()])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
-    operators = read_operators(converter.convert())
+    operators = read_operators(converter.convert(), "test")
     assert operators.custom == {"FlexMatrixDeterminant": 1}
     assert (operators.flex, operators.other_custom) == (1, 0)
 
@@ -103,6 +107,56 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, digits_bundle: Bun
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.safetensors: can't read the weights"):
         export_bundle(models.get("digits_mlp"), tmp_path, weights_file=tmp_path / "absent.safetensors")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, digits_bundle: Bundle) -> None:
+    first, *rest = digits_bundle.initial_weights()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(dump_weights((first * np.float32(np.nan), *rest), digits_bundle.manifest.tensors))
+    with pytest.raises(InputError) as caught:
+        export_bundle(models.get("digits_mlp"), tmp_path / "out", weights_file=path)
+    assert str(caught.value) == f"{path}: tensor 'hidden/kernel' holds values that are not finite"
+
+
+def test_a_name_that_no_folder_can_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"can't write it: File name too long; change --out or --bundle-version$"):
+        export_bundle(models.get("digits_mlp"), tmp_path, version=10**300)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+        patch.setattr(Path, "write_bytes", full)
+        export_bundle(models.get("digits_mlp"), tmp_path)
+    target = tmp_path / "digits_mlp-1.bundle"
+    assert str(caught.value) == f"{target}: can't write it: No space left on device; change --out"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", [b"", b"TFL3", b"\x1c\0\0\0TFL3" + bytes(9), b"\xff" * 64, b"no model" * 9])
+def test_a_file_that_is_no_artifact_is_named(data: bytes) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        read_operators(data, "train.tflite")
+    assert str(caught.value) == "train.tflite: not a TFLite file, or damaged; export the bundle again"
+
+
+def test_a_damaged_artifact_is_read_or_refused(digits_bundle: Bundle) -> None:
+    artifact = digits_bundle.file(TRAIN_ARTIFACT).read_bytes()
+    rng = np.random.default_rng(0)
+    for length in rng.integers(0, len(artifact), 50):
+        with suppress(IntegrityError):
+            read_operators(artifact[:length], "t")
+    for position in rng.integers(0, len(artifact), 200):
+        with suppress(IntegrityError):
+            read_operators(artifact[:position] + bytes([rng.integers(256)]) + artifact[position + 1 :], "t")
+
+
+def test_golden_values_keep_away_from_kinks(tmp_path: Path) -> None:
+    """With the first batch that comes, these weights once met a kink: the interpreter was right, and refused."""
+    bundle = export_bundle(models.get("mnist_cnn"), tmp_path, seed=3)
+    assert self_test(bundle).max_rel < TOLERANCE / 5
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
@@ -155,8 +209,24 @@ def test_what_is_not_supported_is_named_before_the_conversion(layers: list[str],
         "Conv2D(4, 3, strides=2, name='jump')": lambda: keras.Conv2D(4, 3, strides=2, name="jump"),
         "BatchNormalization(name='norm')": lambda: keras.BatchNormalization(name="norm"),
     }
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ExportError, match=f"^{message}") as caught:
         export_bundle(_spec_of("unsupported", *(made[layer]() for layer in layers)), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_that_has_no_builtin_is_named_by_the_converter(tmp_path: Path) -> None:
+    """Before the first weight no gradient is asked for, so that it is the converter's to refuse."""
+    keras = tf.keras.layers
+    spec = _spec_of("odd", keras.Lambda(tf.math.lgamma), keras.Flatten(), keras.Dense(10))
+    with pytest.raises(ExportError, match=r"^the model can't be converted to TFLite builtins: .*Lgamma"):
+        export_bundle(spec, tmp_path)
+
+
+def test_operators_that_are_no_builtins_never_reach_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_writer, "read_operators", lambda data, where: Operators({}, {"FlexErf": 1, "Mine": 2}))
+    with pytest.raises(ExportError, match=r"^train\.tflite: operators that are no TFLite builtins: FlexErf, Mine$"):
+        export_bundle(models.get("digits_mlp"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -105,6 +105,14 @@ def test_a_run_stops_at_its_target(tmp_path: Path, capsys: pytest.CaptureFixture
     assert last.endswith(f"results in {out}")
 
 
+def test_a_target_that_is_not_reached_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--clients", "10", "--fraction", "0", "--rounds", "1", "--target-accuracy", "1"]
+    assert main(["simulate", *arguments, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("100.0% was not reached in 1 rounds\ntest accuracy ")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["rounds"], summary["rounds_to_target"]) == (1, None)
+
+
 @pytest.mark.data
 def test_the_2nn_reaches_95_percent_of_mnist(data_dir: Path, tmp_path: Path) -> None:
     """McMahan et al. 2017, Table 1: IID, E = 1, B = 10, C = 0.1; 97 % took them 87 rounds at their best rate."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,34 @@ def test_what_an_interrupted_run_leaves_is_whole(tmp_path: Path) -> None:
     files.finish({"model": "m", "dataset": "d"}, [0.0, 0.1, 0.2], 0.15)
     assert json.loads((out / "summary.json").read_text()) == {"model": "m", "dataset": "d"}
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_what_an_earlier_run_left_does_not_pass_for_this_one_s(tmp_path: Path) -> None:
+    names = ["metrics.csv", "summary.json", "accuracy.png", "weights.safetensors", ".weights.safetensors"]
+    for name in names:
+        (tmp_path / name).write_text("of an earlier run")
+    (tmp_path / "notes.txt").write_text("mine")
+    ResultFiles(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "notes.txt"]
+    assert "earlier" not in (tmp_path / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "summary.json", "accuracy.png", "weights.safetensors"])
+def test_a_folder_where_a_file_should_be_is_named_at_the_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=rf"^{tmp_path}: can't write there: .*; change --out$"):
+        ResultFiles(tmp_path)
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = ResultFiles(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError) as caught:
+        files.add(_row(1, 0.5), (np.zeros(2, np.float32),), TENSORS)
+    assert str(caught.value) == f"{tmp_path}: can't write there: No space left on device; change --out"
 
 
 @pytest.mark.parametrize(("below", "reason"), [("", "File exists"), ("deeper", "Not a directory")])

@@ -30,6 +30,15 @@ with local_worker():
 """
 
 
+# Whoever runs the tests in a shell's background passes on that SIGINT is to be ignored. (A preexec_fn would fork
+# with gRPC's threads running.)
+HEED_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def _wait_until(holds: Callable[[], bool]) -> bool:
     end = time.monotonic() + 60
     while not holds():
@@ -46,15 +55,13 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 def _start(arguments: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-    # Whoever runs the tests in a shell's background passes on that SIGINT is to be ignored.
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, "-c", HEED_SIGINT, sys.executable, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -136,6 +143,26 @@ def test_the_worker_dies_with_a_parent_that_is_killed(
         assert _wait_until(lambda: not running_worker(child))
     finally:
         _stop(parent)
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(
+    tmp_path: Path, workers_of: Callable[[int], set[int]]
+) -> None:
+    run = _start(["-m", "cli.main", "simulate", "--clients", "20", "--rounds", "10000", "--out", str(tmp_path)])
+    watchdog = threading.Timer(TIMEOUT, run.kill)
+    watchdog.start()
+    try:
+        assert run.stderr is not None
+        assert re.match(r"simulating 1/10000  loss \d", run.stderr.readline())
+        (child,) = workers_of(run.pid)
+        os.kill(child, signal.SIGKILL)
+        _, stderr = run.communicate(timeout=TIMEOUT)
+    finally:
+        watchdog.cancel()
+        _stop(run)
+    assert run.returncode == 3
+    last = stderr.splitlines()[-1]
+    assert last == "pocketfed: TFF's worker process ended with code -9; was the memory used up?"
 
 
 def test_ctrl_c_ends_the_run_in_one_line_and_keeps_the_finished_rounds(
