@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ import httpx
 import numpy as np
 import pytest
 
+from aggregation_server.app import create_app
+from aggregation_server.coordinator import Coordinator
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import serve
 from aggregation_server.task import Task
@@ -304,6 +307,36 @@ def test_a_device_that_drops_out_during_its_upload_leaves_no_trace(
         finally:
             process.kill()
     assert (process.returncode, errors) == (0, "")
+
+
+def test_the_clock_goes_on_after_a_tick_that_failed(
+    make_coordinator: Callable[..., Coordinator],
+    now: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    coordinator = make_coordinator(selection_timeout=10)
+    assert coordinator.check_in(messages.CheckIn("tiny", "a", "test")).decision == "accept"
+    tick, calls = coordinator.tick, 0
+
+    def fail_once() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("a fault of the program")
+        tick()
+
+    async def run() -> None:
+        app = create_app(coordinator)
+        async with app.router.lifespan_context(app):
+            now[0] += 10
+            while coordinator.configuration("t0").state == "wait" or calls < 3:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(coordinator, "tick", fail_once)
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert caplog.messages == ["a tick failed"]
+    assert "KeyError: 'a fault of the program'" in caplog.text
 
 
 def test_a_database_that_fails_is_503(start_server: Start, store_url: str, tmp_path: Path) -> None:
