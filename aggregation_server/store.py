@@ -107,8 +107,8 @@ class Store:
                     f"{self._name}: this database belongs to the model {found}, the bundle is of {model_id};"
                     " give another file"
                 )
-            elif self.latest() != (0, initial):
-                self._start_again(initial)
+            elif self.latest()[0] == 0:
+                self._start_from(initial)
         except BaseException:
             self.close()
             raise
@@ -170,11 +170,9 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _start_again(self, initial: bytes) -> None:
+    def _start_from(self, initial: bytes) -> None:
         """Before the first commit, the bundle's weights are the ones to start from, whatever an earlier one had."""
         with self._transaction() as connection:
-            if connection.execute(select(_ROUNDS.c.id).where(_COMMITTED, _ROUNDS.c.number > 0).limit(1)).first():
-                return
             self._insert_weights(connection, sha256(initial), initial)
             connection.execute(update(_ROUNDS).where(_ROUNDS.c.number == 0).values(weights=sha256(initial)))
 

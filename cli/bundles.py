@@ -125,7 +125,7 @@ def _print_inspection(inspection: Inspection) -> None:
         soft_wrap=True,
     )
     examples = Table("array of the examples", "type")
-    for spec in inspection.examples:
+    for spec in manifest.examples:
         examples.add_row(spec.name, str(spec).replace("[", r"\["))
     tensors = Table("weight", "type")
     for spec in manifest.tensors:

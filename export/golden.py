@@ -25,7 +25,7 @@ STEPS = 3
 BATCH = 4
 LEARNING_RATE = 0.05
 JITTER = 3e-6
-"""Relative change of the weights that the results have to stand: some ten times the rounding of float32."""
+"""Relative change of the weights that the results have to stand: 25 times the spacing of float32 numbers."""
 STEADY = TOLERANCE / 5
 """How far the results may move: what is left of the tolerance is for the device."""
 _TRIES = 40
@@ -47,12 +47,8 @@ def golden_file(spec: ModelSpec, weights: Weights, classes: int, seed: int) -> b
     for _ in range(_TRIES):
         x, y = synthetic_batch(spec, classes, BATCH, rng)
         golden = _results(keras, weights, x, y)
-        movement = 0.0
-        for neighbour in around:
-            movement = max(movement, _movement(golden, _results(keras, neighbour, x, y)))
-            if best and movement >= smallest:  # no better than another batch
-                break
-        else:
+        movement = max(_movement(golden, _results(keras, neighbour, x, y)) for neighbour in around)
+        if not best or movement < smallest:
             best, smallest = golden, movement
         if smallest <= STEADY:
             break

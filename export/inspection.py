@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from device_runtime.bundle import MANIFEST, MANIFEST_HASH, TRAIN_ARTIFACT, Bundle
-from device_runtime.tensors import TensorSpec
 from export.operators import Operators, read_operators
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Parameters, the examples ``x`` and ``y``, operators of the training artifact, and sizes of all files in bytes."""
+    """A bundle's manifest, the operators of its training artifact, and sizes of all files in bytes."""
 
     bundle: Bundle
-    examples: tuple[TensorSpec, TensorSpec]
     operators: Operators
     files: dict[str, int]
 
@@ -28,7 +26,7 @@ class Inspection:
             "identity": self.bundle.identity,
             "parameters": manifest.parameters,
             "tensors": {spec.name: str(spec) for spec in manifest.tensors},
-            "examples": {spec.name: str(spec) for spec in self.examples},
+            "examples": {spec.name: str(spec) for spec in manifest.examples},
             "operators": {**self.operators.builtin, **self.operators.custom},
             "flex": self.operators.flex,
             "custom": self.operators.other_custom,
@@ -42,4 +40,4 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
     operators = read_operators(path.read_bytes(), str(path))
     names = sorted([*bundle.manifest.files, MANIFEST, MANIFEST_HASH])
     sizes = {name: bundle.file(name).stat().st_size for name in names}
-    return Inspection(bundle, bundle.manifest.examples, operators, sizes)
+    return Inspection(bundle, operators, sizes)

@@ -13,7 +13,7 @@ def build() -> tf.keras.Model:
     return tf.keras.Sequential(
         [
             layers.Input((8, 8, 1)),
-            layers.Flatten(),
+            layers.Flatten(data_format="channels_last"),
             layers.Dense(64, "relu", kernel_initializer="he_normal", name="hidden"),
             layers.Dense(10, name="logits"),
         ],

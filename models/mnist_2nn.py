@@ -13,7 +13,7 @@ def build() -> tf.keras.Model:
     return tf.keras.Sequential(
         [
             layers.Input((28, 28, 1)),
-            layers.Flatten(),
+            layers.Flatten(data_format="channels_last"),
             layers.Dense(200, "relu", kernel_initializer="he_normal", name="hidden_1"),
             layers.Dense(200, "relu", kernel_initializer="he_normal", name="hidden_2"),
             layers.Dense(10, name="logits"),

@@ -10,14 +10,16 @@ from models.spec import ModelSpec
 def build() -> tf.keras.Model:
     """conv 5×5×32, pool 2×2, conv 5×5×64, pool 2×2, dense 512, dense 10; padding same, ReLU."""
     layers = tf.keras.layers
+    last = {"data_format": "channels_last"}  # whatever a user's keras.json says
+    same = {"padding": "same", "activation": "relu", "kernel_initializer": "he_normal", **last}
     return tf.keras.Sequential(
         [
             layers.Input((28, 28, 1)),
-            layers.Conv2D(32, 5, padding="same", activation="relu", kernel_initializer="he_normal", name="conv_1"),
-            layers.MaxPool2D(data_format="channels_last"),
-            layers.Conv2D(64, 5, padding="same", activation="relu", kernel_initializer="he_normal", name="conv_2"),
-            layers.MaxPool2D(data_format="channels_last"),
-            layers.Flatten(data_format="channels_last"),
+            layers.Conv2D(32, 5, **same, name="conv_1"),
+            layers.MaxPool2D(**last),
+            layers.Conv2D(64, 5, **same, name="conv_2"),
+            layers.MaxPool2D(**last),
+            layers.Flatten(**last),
             layers.Dense(512, "relu", kernel_initializer="he_normal", name="hidden"),
             layers.Dense(10, name="logits"),
         ],

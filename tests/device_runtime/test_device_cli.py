@@ -319,6 +319,8 @@ def test_the_version(capsys: Capture) -> None:
     [
         ([], "the following arguments are required: COMMAND"),
         (["selftest", "b", "--threads", "0"], "argument --threads: 0 is not a whole number of at least 1"),
+        (["selftest", "b", "--threads", "1025"], "argument --threads: 1025 is more than 1024"),
+        (["selftest", "b", "--threads", "²"], "argument --threads: ² is not a whole number of at least 1"),
         (["selftest", "b", "--threads", "two"], "argument --threads: two is not a whole number of at least 1"),
         (["run", "--timeout", "0"], "argument --timeout: 0 is not a number of seconds above 0"),
         (["run", "--timeout", "nan"], "argument --timeout: nan is not a number of seconds above 0"),

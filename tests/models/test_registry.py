@@ -63,6 +63,21 @@ def test_the_spec_fits_the_model_and_the_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", models.names())
+def test_a_user_s_settings_of_keras_change_no_model(name: str) -> None:
+    spec = models.get(name)
+    shapes = [(layer.output_shape, [w.shape for w in layer.weights]) for layer in spec.build().layers]
+    before = tf.keras.backend.image_data_format()
+    tf.keras.backend.set_image_data_format("channels_first")
+    try:
+        again = [(layer.output_shape, [w.shape for w in layer.weights]) for layer in spec.build().layers]
+        flatten = [layer for layer in spec.build().layers if isinstance(layer, tf.keras.layers.Flatten)]
+    finally:
+        tf.keras.backend.set_image_data_format(before)
+    assert again == shapes
+    assert [layer.data_format for layer in flatten] == ["channels_last"] * len(flatten)
+
+
+@pytest.mark.parametrize("name", models.names())
 def test_tensor_names_are_unique_and_the_same_in_every_build(name: str) -> None:
     spec = models.get(name)
     names = models.tensor_names(spec.build())
