@@ -4,7 +4,7 @@ PocketfedError
 ├── CheckFailedError   1  a check ran to its end and found a difference
 ├── InputError         2  wrong usage or input; the message names the file or field
 ├── NetworkError       3  the server could not be reached, or failed
-└── IntegrityError     4  a hash, a checksum or a format does not hold
+└── IntegrityError     4  a hash, a checksum, a signature or a format does not hold
     └── UpdateError       the same for one encoded update; `reason` is what a server counts it under
 
 The other packages derive their errors from these, so that every command maps an error to a message of
@@ -39,7 +39,7 @@ class NetworkError(PocketfedError):
 
 
 class IntegrityError(PocketfedError):
-    """A hash, a checksum or a format does not hold; nothing of the input was used."""
+    """A hash, a checksum, a signature or a format does not hold; nothing of the input was used."""
 
     exit_code = 4
 
