@@ -30,6 +30,7 @@ from aggregation_server.coordinator import Coordinator
 from aggregation_server.store import StoreError
 from aggregation_server.validation import largest_update
 from device_runtime import messages
+from device_runtime.bundle import MANIFEST_SIGNATURE
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ def create_app(coordinator: Coordinator) -> FastAPI:
         path = coordinator.bundle_file(identity, name)
         if path is None or not path.is_file():
             return _error(404, "not_found", "no such file of a bundle that this server has")
-        return FileResponse(path, media_type=_BINARY, headers=_IMMUTABLE)
+        # The identity does not cover the signature: the same bundle may be signed anew.
+        headers = _FRESH if name == MANIFEST_SIGNATURE else _IMMUTABLE
+        return FileResponse(path, media_type=_BINARY, headers=headers)
 
     @app.get(messages.LATEST_WEIGHTS)
     async def latest_weights() -> Response:

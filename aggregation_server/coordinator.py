@@ -24,7 +24,7 @@ from aggregation_server.state import ServerState
 from aggregation_server.store import ConflictError, Store, StoreError
 from aggregation_server.task import Task
 from aggregation_server.validation import validated_update
-from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle
+from device_runtime.bundle import MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, Bundle
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply
 from device_runtime.work import client_seed
@@ -158,9 +158,12 @@ class Coordinator:
     def bundle_file(self, identity: str, name: str) -> Path | None:
         """The file with this name of the bundle, counted as a download; None where there is no such file."""
         manifest = self.bundle.manifest
-        if identity != self.bundle.identity or name not in {*manifest.files, MANIFEST, MANIFEST_HASH}:
+        known = {*manifest.files, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE}
+        if identity != self.bundle.identity or name not in known:
             return None
         path = self.bundle.file(name)
+        if name == MANIFEST_SIGNATURE and not path.is_file():  # not every bundle is signed
+            return None
         self._counts.download_bytes += manifest.files[name].size if name in manifest.files else path.stat().st_size
         return path
 

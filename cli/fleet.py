@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from device_runtime.cli import TRUSTED_KEYS
 from device_runtime.errors import NetworkError
 from device_runtime.messages import STATUS, weights_path
 from device_runtime.tensors import TensorSpec, Weights
@@ -78,6 +80,8 @@ def device_processes(
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """A ``pocketfed-device run`` for each file of examples; the file's stem is the client's name."""
     processes: list[subprocess.Popen[str]] = []
+    # The bundle was made on this machine a moment ago: the keys that its user trusts are for bundles from elsewhere.
+    environment = {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS}
     try:
         for path in data:
             with (folder / f"{path.stem}.log").open("w") as log:
@@ -87,6 +91,7 @@ def device_processes(
                         dies_with_parent(
                             [command("pocketfed-device"), "run", *arguments, "--cache", str(folder / path.stem)]
                         ),
+                        env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,

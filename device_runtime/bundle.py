@@ -1,17 +1,18 @@
 """A bundle: the directory that is flashed to a device. `Manifest` is what it says of itself.
 
-Everything is verified before it is used: the manifest against ``manifest.sha256``, each file against the
-size and SHA-256 in the manifest. docs/bundle.md gives the format.
+Everything is verified before it is used: the manifest against its signature, where keys are trusted, and against
+``manifest.sha256``, each file against the size and SHA-256 in the manifest. docs/bundle.md gives the format.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,14 @@ from device_runtime.errors import InputError, IntegrityError
 from device_runtime.tensors import TensorSpec, Weights, canonical_json, model_id, sha256
 from device_runtime.weights import load_weights
 
+if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
+    from device_runtime.signature import TrustedKeys
+
 FORMAT_VERSION = 1
 RUNTIME = "tflite-builtins"  # the class of runtime that this package is: a TFLite interpreter without delegates
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
+MANIFEST_SIGNATURE = "manifest.sig"
 TRAIN_ARTIFACT = "train.tflite"
 INFER_ARTIFACT = "infer.tflite"
 WEIGHTS = "weights.safetensors"
@@ -174,11 +179,13 @@ class Manifest:
 class Bundle:
     """A verified bundle on disk."""
 
-    def __init__(self, path: Path, manifest: Manifest, identity: str) -> None:
+    def __init__(self, path: Path, manifest: Manifest, identity: str, signer: str | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self.identity = identity
         """SHA-256 of the manifest's bytes: since the manifest holds all hashes, it identifies every byte."""
+        self.signer = signer
+        """Id of the trusted key that signed it; None where the signature was not checked."""
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -197,21 +204,30 @@ class Bundle:
             raise IntegrityError(f"{path}: not a .npz file of golden values; export the bundle again") from None
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, trusted: TrustedKeys | None = None) -> Bundle:
     """Verify the bundle at `path`, or the only one in the folder `path`, and return it.
+
+    Args:
+        path: of the bundle or the folder.
+        trusted: the bundle must be signed with one of these keys; None does not look at its signature.
 
     Raises:
         InputError: there is no bundle, or more than one.
-        IntegrityError: a file is missing, or its bytes are not those that the manifest names.
+        IntegrityError: a file is missing, its bytes are not those that the manifest names, or nobody who is
+            trusted has signed the manifest.
     """
     path = _find(path)
     data = _read(path / MANIFEST)
+    signer = None
+    if trusted is not None:  # before anything of the bundle is parsed
+        signature = path / MANIFEST_SIGNATURE
+        signer = trusted.verify(data, _read(signature) if os.path.lexists(signature) else None, str(signature))
     if _read(path / MANIFEST_HASH) != manifest_hash_file(data):
         raise IntegrityError(f"{path / MANIFEST}: does not match {MANIFEST_HASH}: changed or damaged; copy it again")
     manifest = Manifest.load(data, str(path / MANIFEST))
     for name, entry in manifest.files.items():
         verify_file(_read(path / name), entry, str(path / name))
-    return Bundle(path, manifest, sha256(data))
+    return Bundle(path, manifest, sha256(data), signer)
 
 
 def verify_file(data: bytes, entry: FileEntry, where: str) -> None:

@@ -7,29 +7,48 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle, Manifest, manifest_hash_file, open_bundle
+from device_runtime.bundle import (
+    MANIFEST,
+    MANIFEST_HASH,
+    MANIFEST_SIGNATURE,
+    Bundle,
+    Manifest,
+    manifest_hash_file,
+    open_bundle,
+)
 from device_runtime.errors import InputError, IntegrityError
 from device_runtime.messages import bundle_path
 from device_runtime.server_client import ServerClient
 
+if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
+    from device_runtime.signature import TrustedKeys
+
 _MANIFEST_LIMIT = 1 << 20
+_SIGNATURE_LIMIT = 1 << 12
 _SCRATCH = ".download-"
 _ABANDONED_SECONDS = 86_400.0  # a download that was killed so long ago is not another process's
 
 
 class BundleCache:
-    """Bundles in a folder of this device."""
+    """Bundles in a folder of this device.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: made when the first bundle comes.
+        trusted: a bundle must be signed with one of these keys, here as on its way; None takes any.
+    """
+
+    def __init__(self, folder: Path, trusted: TrustedKeys | None = None) -> None:
         self._folder = folder
+        self._trusted = trusted
 
     def get(self, identity: str, server: ServerClient) -> Bundle:
         """The bundle with this identity, from the folder or else from the server.
 
         Raises:
             NetworkError: the server can't be reached or lacks it.
-            IntegrityError: what it sent is not the bundle with this identity.
+            IntegrityError: what it sent is not the bundle with this identity, or nobody who is trusted signed it.
             InputError: the folder can't be written.
         """
         if not identity.isalnum():
@@ -42,14 +61,14 @@ class BundleCache:
             self._remove_abandoned()
             with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as scratch:
                 self._install(identity, server, Path(scratch))
-            return open_bundle(self._folder / identity)
+            return open_bundle(self._folder / identity, self._trusted)
         except OSError as error:
             raise InputError(f"{self._folder}: can't write there: {error.strerror}; change --cache") from None
 
     def _held(self, identity: str) -> Bundle | None:
-        """The bundle, if the folder has it whole; what is damaged or half removed is fetched again."""
+        """The bundle, if the folder has it whole; what is damaged, half removed or not signed is fetched again."""
         try:
-            bundle = open_bundle(self._folder / identity)
+            bundle = open_bundle(self._folder / identity, self._trusted)
         except (InputError, IntegrityError):
             return None
         return bundle if bundle.identity == identity else None
@@ -57,8 +76,8 @@ class BundleCache:
     def _install(self, identity: str, server: ServerClient, scratch: Path) -> None:
         fresh = scratch / "fresh"
         fresh.mkdir()
-        _download(identity, server, fresh)
-        open_bundle(fresh)
+        _download(identity, server, fresh, self._trusted)
+        open_bundle(fresh, self._trusted)
         if self._held(identity) is not None:  # another process of this device was faster
             return
         home = self._folder / identity
@@ -72,8 +91,15 @@ class BundleCache:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _download(identity: str, server: ServerClient, folder: Path) -> None:
+def _download(identity: str, server: ServerClient, folder: Path, trusted: TrustedKeys | None) -> None:
     data = server.download(bundle_path(identity, MANIFEST), identity, _MANIFEST_LIMIT)
+    # The signature comes along in any case: keys that are trusted later find it in the folder.
+    where = bundle_path(identity, MANIFEST_SIGNATURE)
+    signature = server.download_optional(where, _SIGNATURE_LIMIT)
+    if trusted is not None:
+        trusted.verify(data, signature, where)
+    if signature is not None:
+        (folder / MANIFEST_SIGNATURE).write_bytes(signature)
     (folder / MANIFEST).write_bytes(data)
     (folder / MANIFEST_HASH).write_bytes(manifest_hash_file(data))
     for name, entry in Manifest.load(data).files.items():

@@ -8,12 +8,19 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from device_runtime import __version__
 from device_runtime.errors import InputError, PocketfedError
 
+if TYPE_CHECKING:
+    from device_runtime.signature import TrustedKeys
+
+TRUSTED_KEYS = "POCKETFED_TRUSTED_KEYS"
 _MOST_THREADS = 1024
-_EXIT_CODES = "exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity"
+_EXIT_CODES = (
+    "exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity or authenticity"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         options.data,
         options.cache or _default_cache(),
         options.threads,
+        _trusted(options),
     )
 
     waiting = False
@@ -81,7 +89,7 @@ def _train(options: argparse.Namespace) -> int:
         seed=options.seed,
         codec=options.codec,
     )
-    bundle = open_bundle(options.bundle)
+    bundle = open_bundle(options.bundle, _trusted(options))
     manifest = bundle.manifest
     trainer = Trainer(bundle, options.threads)
     examples = load_examples(options.data, manifest)
@@ -101,7 +109,7 @@ def _selftest(options: argparse.Namespace) -> int:
     from device_runtime.interpreter import runtime_version
     from device_runtime.selftest import TOLERANCE, self_test
 
-    result = self_test(open_bundle(options.bundle), options.threads)
+    result = self_test(open_bundle(options.bundle, _trusted(options)), options.threads)
     verdict = "passed" if result.ok else "FAILED"
     print(
         f"self-test {verdict} on {runtime_version()}: largest relative difference to Keras {result.max_rel:.1e}"
@@ -142,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="before the 2nd try, then doubled (%(default)s)",
     )
     _threads(run)
+    _trusted_keys(run)
 
     train = commands.add_parser(
         "train",
@@ -164,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--round", type=_positive, default=1, metavar="N", help="round it is for (%(default)s)")
     train.add_argument("--codec", default="f32", metavar="NAME", help="f32 or q8 (%(default)s)")
     _threads(train)
+    _trusted_keys(train)
 
     selftest = commands.add_parser(
         "selftest",
@@ -174,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     selftest.set_defaults(command=_selftest)
     _bundle(selftest)
     _threads(selftest)
+    _trusted_keys(selftest)
     return parser
 
 
@@ -185,6 +196,37 @@ def _threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=_threads_count, default=1, metavar="N", help="of the interpreter (%(default)s)"
     )
+
+
+def _trusted_keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trusted-key",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="take only bundles signed with this key or another one that is named so; without any, the keys of the"
+        f" environment variable {TRUSTED_KEYS}, as FILE{os.pathsep}FILE",
+    )
+
+
+def _trusted(options: argparse.Namespace) -> TrustedKeys | None:
+    """The keys of the options or else of the environment variable; None where neither names any."""
+    files: list[Path] | None = options.trusted_key
+    if files is None:
+        variable = os.environ.get(TRUSTED_KEYS)
+        if variable is None:
+            return None
+        names = variable.split(os.pathsep)
+        if "" in names:  # a variable that lost its value must not open the device to everybody
+            raise InputError(
+                f"{TRUSTED_KEYS}: expected FILE or FILE{os.pathsep}FILE, not {variable!r}; unset it to trust any bundle"
+            )
+        files = [Path(name) for name in names]
+
+    from device_runtime.keys import read_public_key
+    from device_runtime.signature import TrustedKeys
+
+    return TrustedKeys(map(read_public_key, files))
 
 
 def _default_cache() -> Path:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from device_runtime.bundle import Bundle
 from device_runtime.bundle_cache import BundleCache
@@ -20,6 +21,9 @@ from device_runtime.server_client import ServerClient
 from device_runtime.trainer import DeadlineError, Trainer
 from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork
+
+if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
+    from device_runtime.signature import TrustedKeys
 
 _HEADER_ROOM = 1 << 16  # what a weights file may have beyond the tensors' bytes
 
@@ -53,6 +57,7 @@ class Participant:
         data: ``.npz`` file with the local examples; checked against each bundle.
         cache: folder for downloaded bundles.
         threads: of the interpreter.
+        trusted: only bundles that are signed with one of these keys are used; None takes any.
         sleep, clock, jitter: exchanged by tests.
     """
 
@@ -64,6 +69,7 @@ class Participant:
         data: Path,
         cache: Path,
         threads: int = 1,
+        trusted: TrustedKeys | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311
@@ -71,7 +77,7 @@ class Participant:
         self._server = server
         self._check_in = CheckIn(population, client, runtime_version())
         self._data = data
-        self._bundles = BundleCache(cache)
+        self._bundles = BundleCache(cache, trusted)
         self._threads = threads
         self._sleep = sleep
         self._clock = clock

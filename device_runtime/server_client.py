@@ -52,6 +52,17 @@ class ServerClient:
             raise IntegrityError(f"{path}: what the server sent does not have the SHA-256 {identity}")
         return response.body
 
+    def download_optional(self, path: str, limit: int) -> bytes | None:
+        """Bytes whose identity is not known, of at most `limit` bytes; None where the server does not have them.
+
+        Raises:
+            NetworkError: the server can't say.
+        """
+        response = self._transport.request("GET", path, limit=limit)
+        if response.status not in (200, 404):
+            raise NetworkError(f"{path}: the server answers with status {response.status}")
+        return response.body if response.status == 200 else None
+
 
 def _authorization(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}

@@ -13,7 +13,7 @@ import pytest
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.history import RoundRecord
 from aggregation_server.store import Store, StoreError
-from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, Bundle
+from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, Bundle
 from device_runtime.messages import CheckIn, CheckInReply
 from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork, client_seed
@@ -377,6 +377,7 @@ def test_downloads_are_known_files_only_and_counted(make_coordinator: Make, bund
     assert data is not None
     size += len(data)
     assert coordinator.bundle_file(bundle.identity, "../secret") is None
+    assert coordinator.bundle_file(bundle.identity, MANIFEST_SIGNATURE) is None  # this bundle is not signed
     assert coordinator.bundle_file("0" * 64, MANIFEST) is None
     assert coordinator.weights("0" * 64) is None
     assert coordinator.status()["counts"]["download_bytes"] == size

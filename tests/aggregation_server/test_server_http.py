@@ -26,7 +26,7 @@ from aggregation_server.server import serve
 from aggregation_server.task import Task
 from aggregation_server.validation import largest_update
 from device_runtime import messages
-from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, Bundle, open_bundle
+from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, Bundle, open_bundle
 from device_runtime.errors import NetworkError
 from device_runtime.tensors import sha256
 from device_runtime.weights import load_weights
@@ -187,6 +187,7 @@ def test_a_device_gets_the_whole_bundle_and_no_other_file(server: httpx.Client, 
     assert open_bundle(tmp_path).identity == bundle.identity
     for path in (
         messages.bundle_path(bundle.identity, "server.db"),
+        messages.bundle_path(bundle.identity, MANIFEST_SIGNATURE),
         messages.bundle_path(bundle.identity, "..%2Fmanifest.json"),
         messages.bundle_path("0" * 64, MANIFEST),
         messages.weights_path("0" * 64),
@@ -196,6 +197,23 @@ def test_a_device_gets_the_whole_bundle_and_no_other_file(server: httpx.Client, 
         response = server.get(path)
         assert response.status_code == 404
         assert response.headers["content-type"] == "application/json"
+
+
+def test_a_signature_is_served_where_there_is_one_and_never_cached(server: httpx.Client, bundle: Bundle) -> None:
+    """The bundle may be signed, or signed anew, while its server runs; its identity stays the same."""
+    path, url = bundle.file(MANIFEST_SIGNATURE), messages.bundle_path(bundle.identity, MANIFEST_SIGNATURE)
+    try:
+        for content in (b"one", b"another"):
+            before = status(server)["counts"]["download_bytes"]
+            path.write_bytes(content)
+            response = server.get(url)
+            assert (response.status_code, response.content) == (200, content)
+            assert response.headers["cache-control"] == "no-store"
+            assert status(server)["counts"]["download_bytes"] == before + len(content)
+    finally:
+        path.unlink()
+    response = server.get(url)
+    assert (response.status_code, response.headers["cache-control"]) == (404, "no-store")
 
 
 def test_weights_may_be_cached_for_ever_and_the_status_never(server: httpx.Client) -> None:

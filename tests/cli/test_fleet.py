@@ -19,6 +19,7 @@ import pytest
 from cli import fleet
 from cli.fleet import FleetResult, run_fleet
 from device_runtime.bundle import Bundle
+from device_runtime.cli import TRUSTED_KEYS
 from device_runtime.errors import NetworkError
 from device_runtime.examples import Examples
 
@@ -72,6 +73,13 @@ def test_a_fleet_of_one_commits_its_round(run: Run, processes_of: ProcessesOf, t
     told = (tmp_path / "server.log").read_text()
     assert re.fullmatch(rf"\d\d:\d\d:\d\d round 1 committed: 1 reports, loss {committed.train_loss}\n", told)
     assert processes_of(tmp_path) == {}
+
+
+def test_the_keys_that_the_user_trusts_are_not_for_a_fleet_of_the_user_s_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUSTED_KEYS, str(tmp_path / "release.key.pub"))
+    assert len(run(ONE_DEVICE).rounds) == 1
 
 
 def test_a_server_that_does_not_come_up(run: Run, processes_of: ProcessesOf, tmp_path: Path) -> None:

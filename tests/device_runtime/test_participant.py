@@ -213,7 +213,7 @@ def test_a_bundle_is_downloaded_once(files: Files, digits_bundle: Bundle, tmp_pa
     for _ in range(2):
         bundle = BundleCache(cache).get(identity, ServerClient(files))
         assert (bundle.identity, bundle.path) == (identity, cache / identity)
-    assert len(files.asked) == 1 + len(digits_bundle.manifest.files)
+    assert len(files.asked) == 2 + len(digits_bundle.manifest.files)  # with the manifest and its signature
     assert leftovers(cache) == [identity]
 
 
@@ -224,7 +224,7 @@ def test_a_bundle_that_was_damaged_here_is_downloaded_again(
     first.file(WEIGHTS).write_bytes(b"damaged")
     again = BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
     assert again.file(WEIGHTS).read_bytes() == digits_bundle.file(WEIGHTS).read_bytes()
-    assert len(files.asked) == 2 * (1 + len(digits_bundle.manifest.files))
+    assert len(files.asked) == 2 * (2 + len(digits_bundle.manifest.files))
 
 
 def _half_removed(home: Path) -> None:
