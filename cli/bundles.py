@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 @click.option(
     "--bundle-version", default=1, show_default=True, type=click.IntRange(min=0), help="Devices refuse older."
 )
+@click.option("--sign", "key", type=click.Path(path_type=Path), help="File of the private key to sign the bundle with.")
 @JSON
-def export(model: str, out: Path, weights: Path | None, seed: int, bundle_version: int, as_json: bool) -> None:
+def export(
+    model: str, out: Path, weights: Path | None, seed: int, bundle_version: int, key: Path | None, as_json: bool
+) -> None:
     """Export MODEL (digits_mlp, mnist_2nn or mnist_cnn) as a bundle that devices train.
 
     It becomes the folder OUT/MODEL-VERSION.bundle.
@@ -35,14 +38,22 @@ def export(model: str, out: Path, weights: Path | None, seed: int, bundle_versio
     The training artifact consists of TFLite builtin operators only. Before anything is written it is run,
     and must compute what Keras computes.
     """
+    from device_runtime.keys import key_id, read_private_key
+
+    private = read_private_key(key) if key else None  # a wrong key is told before TensorFlow takes its seconds
     import models
     from export.bundle_writer import export_bundle
 
-    bundle = export_bundle(models.get(model), out, bundle_version, seed, weights)
+    bundle = export_bundle(models.get(model), out, bundle_version, seed, weights, private)
+    made = {"bundle": str(bundle.path), "identity": bundle.identity, "parameters": bundle.manifest.parameters}
+    told = f"{bundle.path}: {bundle.manifest.parameters:,} parameters, identity {bundle.identity[:16]}…"
+    if private is not None:
+        signer = key_id(private.public_key())
+        made, told = made | {"key_id": signer}, f"{told}, signed with the key {signer}"
     if as_json:
-        print_json({"bundle": str(bundle.path), "identity": bundle.identity, "parameters": bundle.manifest.parameters})
+        print_json(made)
     else:
-        click.echo(f"{bundle.path}: {bundle.manifest.parameters:,} parameters, identity {bundle.identity[:16]}…")
+        click.echo(told)
 
 
 @click.command(short_help="Compare training in Keras and in TFLite.")

@@ -13,6 +13,7 @@ import click
 from cli.bundles import export, inspect, parity
 from cli.demo import demo
 from cli.serve import serve
+from cli.signing import keygen, sign, verify
 from cli.simulate import simulate
 from device_runtime import __version__
 from device_runtime.errors import PocketfedError
@@ -21,7 +22,8 @@ _INTERRUPTED = 130
 
 
 @click.group(
-    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity or"
+    " authenticity.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="pocketfed")
@@ -33,7 +35,7 @@ def app() -> None:
     """
 
 
-for command in (demo, simulate, export, parity, inspect, serve):
+for command in (demo, simulate, export, parity, inspect, keygen, sign, verify, serve):
     app.add_command(command)
 
 

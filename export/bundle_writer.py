@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime.bundle import (
     GOLDEN,
     INFER_ARTIFACT,
     MANIFEST,
     MANIFEST_HASH,
+    MANIFEST_SIGNATURE,
     RUNTIME,
     SUFFIX,
     TRAIN_ARTIFACT,
@@ -29,6 +31,7 @@ from device_runtime.bundle import (
 )
 from device_runtime.errors import CheckFailedError, InputError
 from device_runtime.selftest import self_test
+from device_runtime.signature import sign_manifest
 from device_runtime.tensors import Weights, sha256
 from device_runtime.weights import dump_weights, read_weights
 from export.convert import inference_artifact, training_artifact
@@ -40,7 +43,12 @@ from models import ModelSpec, seeded_model
 
 
 def export_bundle(
-    spec: ModelSpec, out: Path, version: int = 1, seed: int = 0, weights_file: Path | None = None
+    spec: ModelSpec,
+    out: Path,
+    version: int = 1,
+    seed: int = 0,
+    weights_file: Path | None = None,
+    key: Ed25519PrivateKey | None = None,
 ) -> Bundle:
     """Make ``out/NAME-VERSION.bundle/``.
 
@@ -50,6 +58,7 @@ def export_bundle(
         version: the bundle's version; a device refuses an older one than it runs.
         seed: of the initial weights and of the golden batch.
         weights_file: safetensors file to take the weights from instead.
+        key: signs the bundle; without one, it is not signed.
 
     Raises:
         InputError: the bundle exists already or can't be written, or the weights can't be read or are not finite.
@@ -100,11 +109,11 @@ def export_bundle(
         created=_created(),
     )
     data = manifest.dump()
-    return _install(target, files | {MANIFEST: data, MANIFEST_HASH: manifest_hash_file(data)})
+    return _install(target, files | {MANIFEST: data, MANIFEST_HASH: manifest_hash_file(data)}, key)
 
 
-def _install(target: Path, files: dict[str, bytes]) -> Bundle:
-    """Write beside the target, self-test there, then rename: a bundle that exists is whole and checked."""
+def _install(target: Path, files: dict[str, bytes], key: Ed25519PrivateKey | None) -> Bundle:
+    """Write beside the target, self-test and sign there, then rename: a bundle that exists is whole and checked."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
@@ -119,6 +128,8 @@ def _install(target: Path, files: dict[str, bytes]) -> Bundle:
                 f"the exported artifact does not compute what Keras does: {result.tensor} differs by"
                 f" {result.max_rel:.2e} of its largest value; nothing was written"
             )
+        if key is not None:
+            (scratch / MANIFEST_SIGNATURE).write_bytes(sign_manifest(files[MANIFEST], key))
         scratch.chmod(0o755)
         scratch.rename(target)
     except OSError as error:

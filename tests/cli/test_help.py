@@ -21,7 +21,9 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("command", ["demo", "simulate", "export", "parity", "inspect", "serve"])
+@pytest.mark.parametrize(
+    "command", ["demo", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "serve"]
+)
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command in app.commands
     assert main([command, "--help"]) == 0
