@@ -1,0 +1,234 @@
+"""A Keras model's forward pass, traced once and emitted again as TFLite builtins; and back-propagation through it.
+
+Keras calls TensorFlow operators that TFLite lacks or computes slowly, and their gradients call more of them. So
+the model is traced into a graph of its own, and each operator of that is emitted by its lowering, which also says
+how gradients pass back. Weights are read once a step, and every other operator is a pure function: assignments that
+the model makes (moving averages) are collected, and carried out at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import function_def_to_graph
+
+from export.errors import ExportError
+from export.lowering import LOWERINGS, Call, Gradient, OuterProducts, emit
+
+_WITHOUT_GRADIENT = frozenset(
+    {
+        "ArgMax", "ArgMin", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "LogicalAnd", "LogicalNot",
+        "LogicalOr", "NotEqual", "OnesLike", "Rank", "Shape", "ShapeN", "Sign", "Floor", "Round", "Size", "ZerosLike",
+    }
+)  # fmt: skip
+"""Operators through which no gradient passes in TensorFlow either."""
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_IGNORED = frozenset({"NoOp", "Assert", "Placeholder"})
+_INSTEAD = {
+    "While": "give a recurrent layer a fixed number of steps",
+    "StatelessWhile": "give a recurrent layer a fixed number of steps",
+    "If": "compute both ways and select with tf.where",
+    "StatelessIf": "compute both ways and select with tf.where",
+    "FFT": "use a dense layer",
+    "Cumsum": "multiply with a triangular matrix",
+    "Prod": "sum logarithms",
+    "TopKV2": "use tf.reduce_max",
+}
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor of the new graph, and whether it depends on a weight that is trained."""
+
+    tensor: tf.Tensor
+    varies: bool
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One lowered operator, as back-propagation needs it."""
+
+    inputs: tuple[tf.Tensor, ...]
+    varies: tuple[bool, ...]
+    outputs: tuple[tf.Tensor, ...]
+    pullback: Any
+
+
+class Replay:
+    """A function of the model, such as its loss, in the current graph.
+
+    Args:
+        function: takes tensors like `inputs`, calls the model, and returns a tensor or a tuple of tensors.
+        inputs: tensors of the current graph.
+        trained: the variables that may change; all others are constants of the artifact.
+        layers: names of the model's layers, for messages.
+
+    Attributes:
+        outputs: what the function returns.
+        reads: for each of the trained variables that the function uses, its value before the step.
+        updates: what the function assigns to variables.
+
+    Raises:
+        ExportError: an operator has no lowering; the message names layer and operator.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[tf.Tensor],
+        trained: Sequence[tf.Variable],
+        layers: Collection[str] = (),
+        given: Mapping[Any, tf.Tensor] = MappingProxyType({}),
+    ) -> None:
+        self._trained = {variable.ref() for variable in trained}
+        self._layers = frozenset(layers)
+        self._steps: list[_Step] = []
+        self._values: dict[Any, tf.Tensor] = dict(given)
+        self.reads: dict[Any, tf.Tensor] = dict(given)
+        self.updates: dict[Any, tf.Tensor] = {}
+
+        with tf.init_scope():
+            graph = (
+                tf.function(function, autograph=False)
+                .get_concrete_function(*(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs))
+                .graph
+            )
+        resources = {id(variable.handle): variable for variable in graph.variables}
+        feeds: dict[str, Any] = {
+            inner.name: _Value(tensor, False) for inner, tensor in zip(graph.inputs, inputs, strict=False)
+        }
+        for outer, inner in graph.captures:
+            feeds[inner.name] = (
+                resources[id(outer)] if id(outer) in resources else _Value(tf.constant(outer.numpy()), False)
+            )
+        results = self._run(graph, feeds, graph.outputs, "")
+        self.outputs: tuple[tf.Tensor, ...] = tuple(value.tensor for value in results)
+
+    def gradients(self, variables: Sequence[tf.Variable], by_output: tf.Tensor) -> list[tf.Tensor]:
+        """The gradients of the trained variables, from that of the first output; zeros for one without a part in it."""
+        found: dict[int, Gradient] = {id(self.outputs[0]): by_output}
+        for step in reversed(self._steps):
+            by_outputs = [_computed(found.pop(id(output), None)) for output in step.outputs]
+            if all(gradient is None for gradient in by_outputs):
+                continue
+            filled = [
+                tf.zeros_like(output) if gradient is None and output.dtype.is_floating else gradient
+                for output, gradient in zip(step.outputs, by_outputs, strict=True)
+            ]
+            by_inputs = step.pullback(*filled)
+            if not isinstance(by_inputs, tuple | list):
+                by_inputs = (by_inputs,)
+            for x, varies, gradient in zip(step.inputs, step.varies, by_inputs, strict=True):
+                if varies and gradient is not None:
+                    found[id(x)] = _sum(found.get(id(x)), gradient)
+        return [
+            tf.zeros_like(variable)
+            if variable.ref() not in self.reads or found.get(id(self.reads[variable.ref()])) is None
+            else _computed(found[id(self.reads[variable.ref()])])
+            for variable in variables
+        ]
+
+    def _run(self, graph: Any, feeds: dict[str, Any], results: Sequence[tf.Tensor], scope: str) -> list[Any]:
+        """Emit a graph; `feeds` and results are `_Value`s, or variables in the place of their handles."""
+        known = dict(feeds)
+        needed = _needed(graph, results)
+        for op in graph.get_operations():
+            if op.name not in needed or op.type in _IGNORED or op.outputs and op.outputs[0].name in known:
+                continue
+            inputs = [known[tensor.name] for tensor in op.inputs]
+            outputs = self._emit(graph, op, inputs, scope)
+            known.update((tensor.name, value) for tensor, value in zip(op.outputs, outputs, strict=True))
+        return [known[tensor.name] for tensor in results]
+
+    def _emit(self, graph: Any, op: tf.Operation, inputs: list[Any], scope: str) -> list[Any]:
+        if op.type in _CALLS:
+            name = op.get_attr("f").name
+            inner = function_def_to_graph.function_def_to_graph(graph._get_function(name).cached_definition)
+            feeds = {tensor.name: value for tensor, value in zip(inner.inputs, inputs, strict=True)}
+            return self._run(inner, feeds, inner.outputs, f"{scope}{op.name}/")
+        if inputs and isinstance(inputs[0], tf.Variable):
+            done = self._variable(op, inputs)
+            if done is not None:
+                return done
+            inputs = [self._read(inputs[0]), *inputs[1:]]
+        varies = tuple(value.varies for value in inputs)
+        call = Call(op, tuple(value.tensor for value in inputs), varies, self._layer(scope + op.name))
+        if op.type in _WITHOUT_GRADIENT or not any(varies) and op.type not in _ALWAYS_LOWERED:
+            return [_Value(tensor, False) for tensor in emit(call)]
+        if op.type not in LOWERINGS:
+            instead = _INSTEAD.get(op.type, "leave it out, or freeze the layers before it")
+            raise ExportError(f"layer {call.layer!r}: no builtin gradient for the operator {op.type}; {instead}")
+        lowered = LOWERINGS[op.type](call)
+        for new, old in zip(lowered.outputs, op.outputs, strict=True):
+            new.set_shape(old.shape)
+        if lowered.pullback is None or not any(varies):
+            return [_Value(tensor, False) for tensor in lowered.outputs]
+        # Outputs that are inputs passed on get a name of their own, so that gradients are not counted twice.
+        outputs = tuple(tf.identity(t) if any(t is i for i in call.inputs) else t for t in lowered.outputs)
+        self._steps.append(_Step(call.inputs, varies, outputs, lowered.pullback))
+        return [_Value(tensor, True) for tensor in outputs]
+
+    def _variable(self, op: tf.Operation, inputs: list[Any]) -> list[Any] | None:
+        """Reading and assigning; None for an operator that computes with the variable's value."""
+        variable = inputs[0]
+        if op.type == "ReadVariableOp":
+            return [self._read(variable)]
+        if op.type in ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"):
+            value = inputs[1].tensor
+            if op.type != "AssignVariableOp":
+                before = self._read(variable).tensor
+                value = before + value if op.type == "AssignAddVariableOp" else before - value
+            self.updates[variable.ref()] = self._values[variable.ref()] = value
+            return []
+        if op.type in ("Identity", "VarIsInitializedOp"):
+            return [variable]
+        return None
+
+    def _read(self, variable: tf.Variable) -> _Value:
+        key = variable.ref()
+        varies = key in self._trained
+        if key not in self._values:
+            if varies:
+                self.reads[key] = self._values[key] = variable.read_value()
+            else:
+                with tf.init_scope():
+                    value = variable.numpy()
+                self._values[key] = tf.constant(value)
+        return _Value(self._values[key], varies and key not in self.updates)
+
+    def _layer(self, name: str) -> str:
+        parts = name.split("/")
+        return next((part for part in reversed(parts) if part in self._layers), parts[-2] if parts[1:] else parts[0])
+
+
+_ALWAYS_LOWERED = frozenset({"Erf", "Softplus", "Selu", "Log1p", "Expm1", "Inv", "ReverseV2", "FusedBatchNormV3", "DivNoNan", "Einsum", "IdentityN", "ResourceGather"})
+"""Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
+
+
+def _needed(graph: Any, results: Sequence[tf.Tensor]) -> set[str]:
+    """Names of the operators that the results depend on, and of those that assign to variables."""
+    pending = [tensor.op for tensor in results]
+    pending += [op for op in graph.get_operations() if op.type.startswith("Assign") or op.type in _CALLS]
+    seen: set[str] = set()
+    while pending:
+        op = pending.pop()
+        if op.name not in seen:
+            seen.add(op.name)
+            pending += [tensor.op for tensor in op.inputs]
+    return seen
+
+
+def _sum(one: Gradient, other: Gradient) -> Gradient:
+    if one is None:
+        return other
+    if isinstance(one, OuterProducts) and isinstance(other, OuterProducts) and one.axis == other.axis:
+        return one + other
+    return _computed(one) + _computed(other)
+
+
+def _computed(gradient: Gradient) -> tf.Tensor | None:
+    return gradient.compute() if isinstance(gradient, OuterProducts) else gradient
