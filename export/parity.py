@@ -120,7 +120,7 @@ def check_parity(
         raise InputError(f"parity: at least {MINIMUM_STEPS} steps are needed to show a drift, not {steps}")
     spec = models.get(bundle.manifest.name)
     weights = bundle.initial_weights()
-    shapes = [tuple(variable.shape) for variable in spec.build().trainable_variables]
+    shapes = [tuple(variable.shape) for variable in models.trained_variables(spec.build())]
     if shapes != [tensor.shape for tensor in bundle.manifest.tensors]:
         raise CheckFailedError(f"{bundle.path}: its tensors are not those of the model {spec.name!r}; export it again")
     keras, lite = KerasTrainer(spec, weights), Trainer(bundle, threads)
@@ -133,11 +133,13 @@ def check_parity(
     classes = bundle.manifest.signatures["infer"].outputs[0].shape[-1] or 1
     before = weights
     for step, (x, y, proximal) in enumerate(_batches(spec, classes, steps, seed), start=1):
+        slots = keras.get_slots()
         loss, lite_loss = (trainer.step(x, y, LEARNING_RATE, proximal) for trainer in (keras, lite))
         after = lite.get_weights()
         relative = _relative(names, (lite_loss, *after), (loss, *keras.get_weights()))
         if max(relative.values()) > TOLERANCE:
             keras.set_weights(before)
+            keras.set_slots(slots)
             loss = keras.step(x, y, LEARNING_RATE, proximal)
             tensor = _different_update(names, before, (lite_loss, after), (loss, keras.get_weights()))
             if tensor is None:

@@ -9,35 +9,49 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from device_runtime.tensors import FloatArray, Weights
-from models import ModelSpec
-from models.training import sgd_step
+from models import ModelSpec, trained_variables
+from models.training import client_step
 
 
 class KerasTrainer:
-    """The same three methods as `device_runtime.trainer.Trainer`, computed by TensorFlow."""
+    """`device_runtime.trainer.Trainer` computed by TensorFlow; its optimiser's state can be read and set as well."""
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self._spec = spec
         self._model = spec.build()
+        self._slots = spec.optimizer.make_slots(self._model.trainable_variables)
         self._anchors = [tf.Variable(value, trainable=False) for value in weights]
         self._steps: dict[float, Any] = {}
         self.set_weights(weights)
 
+    def reset_optimizer(self) -> None:
+        """The optimiser's state as at the start of a round."""
+        self._spec.optimizer.reset(self._slots)
+
+    def get_slots(self) -> Weights:
+        """The optimiser's state; empty for plain SGD."""
+        return tuple(slot.numpy() for slot in self._slots)
+
+    def set_slots(self, slots: Weights) -> None:
+        """Back to a state from `get_slots`."""
+        for variable, value in zip(self._slots, slots, strict=True):
+            variable.assign(value)
+
     def set_weights(self, weights: Weights) -> None:
-        """Go on from these weights; the centre of the proximal term stays where it was."""
-        for variable, value in zip(self._model.trainable_variables, weights, strict=True):
+        """Go on from these weights; the proximal term's centre and the optimiser's state stay as they were."""
+        for variable, value in zip(trained_variables(self._model), weights, strict=True):
             variable.assign(value)
 
     def get_weights(self) -> Weights:
         """The current weights, float32, in the model's order."""
-        return tuple(variable.numpy() for variable in self._model.trainable_variables)
+        return tuple(variable.numpy() for variable in trained_variables(self._model))
 
     def step(self, x: npt.NDArray[Any], y: npt.NDArray[Any], learning_rate: float, proximal: float = 0.0) -> float:
-        """One step of SGD on a batch; the batch's mean loss before the step."""
+        """One training step on a batch; the batch's mean loss before the step."""
         if proximal not in self._steps:
 
             def body(x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
-                return sgd_step(self._spec, self._model, x, y, learning_rate, proximal, self._anchors)
+                return client_step(self._spec, self._model, self._slots, x, y, learning_rate, proximal, self._anchors)
 
             number = tf.TensorSpec((), tf.float32)
             self._steps[proximal] = tf.function(body, input_signature=[self._spec.input, self._spec.label, number])

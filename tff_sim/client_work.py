@@ -9,13 +9,13 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from device_runtime.work import ClientWork
-from models import ModelSpec
-from models.training import sgd_step
+from models import ModelSpec, trained_variables
+from models.training import client_step
 from tff_sim.client_data import client_data_type
 
 
 def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> Any:
-    """A `tff.learning.templates.ClientWorkProcess` for E epochs of SGD with batch size B.
+    """A `tff.learning.templates.ClientWorkProcess` for E epochs with batch size B.
 
     Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
     as weight, which is what TFF's aggregators and finalizers expect.
@@ -58,12 +58,14 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
 
 
 def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) -> Any:
-    variables = model.trainable_variables
+    variables = trained_variables(model)
+    slots = spec.optimizer.make_slots(model.trainable_variables)
 
     @tf.function
     def run(initial: Any, dataset: tf.data.Dataset) -> Any:
         for variable, value in zip(variables, initial, strict=True):
             variable.assign(value)
+        spec.optimizer.reset(slots)
         data = dataset.get_single_element()
         x, y, order = data["x"], data["y"], data["order"]
         examples = tf.shape(x)[0]
@@ -72,8 +74,8 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
         for epoch in tf.range(tf.shape(order)[0]):
             for start in tf.range(0, examples, batch_size):
                 indices = order[epoch, start : start + batch_size]
-                loss = sgd_step(
-                    spec, model, tf.gather(x, indices), tf.gather(y, indices),
+                loss = client_step(
+                    spec, model, slots, tf.gather(x, indices), tf.gather(y, indices),
                     work.learning_rate, work.proximal, initial,
                 )  # fmt: skip
                 loss_sum += loss * tf.cast(tf.size(indices), tf.float32)

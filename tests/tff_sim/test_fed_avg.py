@@ -19,7 +19,7 @@ from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork, client_seed
-from models.training import sgd_step
+from models.training import client_step
 from tff_sim import build_fed_avg, client_dataset
 from tff_sim.simulation import SimulatedRound, random_cohorts, simulate
 
@@ -67,8 +67,8 @@ def trained_in_eager(clients: dict[str, Examples], initial: Weights) -> Callable
         losses = [
             len(batch)
             * float(
-                sgd_step(
-                    SPEC, model, tf.constant(examples.x[batch]), tf.constant(examples.y[batch]),
+                client_step(
+                    SPEC, model, (), tf.constant(examples.x[batch]), tf.constant(examples.y[batch]),
                     work.learning_rate, work.proximal, initial,
                 )
             )
