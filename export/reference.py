@@ -66,14 +66,33 @@ class KerasTrainer:
 def synthetic_batch(
     spec: ModelSpec, classes: int, size: int, rng: np.random.Generator
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """A batch that can be learned without any data set: noise around zero, and a bump whose place is the label.
+    """A batch that can be learned without any data set.
+
+    Labels that are classes come with noise around zero and a bump whose place is the label. Features that are whole
+    numbers are symbols below `classes`; where each step of a sequence has a label, it is the next symbol in the
+    alphabet. Labels that are no classes are one-hot for `categorical_crossentropy`, 0 or 1 for `binary_crossentropy`,
+    and else numbers from 0 to 1.
 
     Returns:
         x [size, …] and y [size, …] as the spec's input and label.
     """
-    y = rng.integers(0, classes, (size, *spec.label.shape[1:])).astype(spec.label.dtype.as_numpy_dtype)
-    features = int(np.prod(spec.input.shape[1:]))
-    place = (y.reshape(size, -1)[:, :1] + 0.5) / classes
-    bump = np.exp(-50 * (np.linspace(0, 1, features) - place) ** 2)
-    x = bump + 0.3 * rng.standard_normal((size, features))
-    return x.reshape(size, *spec.input.shape[1:]).astype(spec.input.dtype.as_numpy_dtype), y
+    x_type, y_type = spec.input.dtype.as_numpy_dtype, spec.label.dtype.as_numpy_dtype
+    x_shape, y_shape = (size, *spec.input.shape[1:]), (size, *spec.label.shape[1:])
+    if spec.loss == "sparse_categorical_crossentropy":
+        y = rng.integers(0, classes, y_shape)
+        place = (y.reshape(size, -1)[:, :1] + 0.5) / classes
+    elif spec.loss == "categorical_crossentropy":
+        y = np.eye(y_shape[-1])[rng.integers(0, y_shape[-1], y_shape[:-1])]
+        place = (y.reshape(size, -1, y_shape[-1])[:, 0].argmax(axis=-1, keepdims=True) + 0.5) / y_shape[-1]
+    else:
+        y = rng.integers(0, 2, y_shape) if spec.loss == "binary_crossentropy" else rng.random(y_shape)
+        place = 0.25 + 0.5 * y.reshape(size, -1)[:, :1]
+    if spec.input.dtype.is_integer:
+        x = rng.integers(0, classes, x_shape)
+        if x_shape == y_shape:
+            y = (x + 1) % classes
+    else:
+        features = int(np.prod(x_shape[1:]))
+        bump = np.exp(-50 * (np.linspace(0, 1, features) - place) ** 2)
+        x = (bump + 0.3 * rng.standard_normal((size, features))).reshape(x_shape)
+    return x.astype(x_type), y.astype(y_type)
