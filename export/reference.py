@@ -46,16 +46,29 @@ class KerasTrainer:
         """The current weights, float32, in the model's order."""
         return tuple(variable.numpy() for variable in trained_variables(self._model))
 
-    def step(self, x: npt.NDArray[Any], y: npt.NDArray[Any], learning_rate: float, proximal: float = 0.0) -> float:
-        """One training step on a batch; the batch's mean loss before the step."""
+    def step(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        learning_rate: float,
+        proximal: float = 0.0,
+        *,
+        seed: int = 0,
+    ) -> float:
+        """One training step on a batch; the batch's mean loss before the step. `seed` is of the dropout masks."""
         if proximal not in self._steps:
 
-            def body(x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
-                return client_step(self._spec, self._model, self._slots, x, y, learning_rate, proximal, self._anchors)
+            def body(x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+                return client_step(
+                    self._spec, self._model, self._slots, x, y, learning_rate, proximal, self._anchors, seed
+                )
 
-            number = tf.TensorSpec((), tf.float32)
-            self._steps[proximal] = tf.function(body, input_signature=[self._spec.input, self._spec.label, number])
-        return float(self._steps[proximal](x, y, np.float32(learning_rate)))
+            numbers = [tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int32)]
+            # Nothing in it is for AutoGraph to rewrite, and it would wrap the message of an error into ten lines.
+            self._steps[proximal] = tf.function(
+                body, input_signature=[self._spec.input, self._spec.label, *numbers], autograph=False
+            )
+        return float(self._steps[proximal](x, y, np.float32(learning_rate), np.int32(seed)))
 
     def infer(self, x: npt.NDArray[Any]) -> FloatArray:
         """Logits, float32 [B, …]."""
@@ -77,6 +90,8 @@ def synthetic_batch(
         x [size, …] and y [size, …] as the spec's input and label.
     """
     x_type, y_type = spec.input.dtype.as_numpy_dtype, spec.label.dtype.as_numpy_dtype
+    x: npt.NDArray[Any]
+    y: npt.NDArray[Any]
     x_shape, y_shape = (size, *spec.input.shape[1:]), (size, *spec.label.shape[1:])
     if spec.loss == "sparse_categorical_crossentropy":
         y = rng.integers(0, classes, y_shape)

@@ -16,8 +16,16 @@ def trained_variables(model: tf.keras.Model) -> list[Any]:
     """
     moving = {
         variable.ref()
-        for layer in model.submodules
+        for layer in all_layers(model)
         if isinstance(layer, tf.keras.layers.BatchNormalization) and layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     }
     return [*model.trainable_variables, *(v for v in model.non_trainable_variables if v.ref() in moving)]
+
+
+def all_layers(model: tf.keras.Model) -> list[Any]:
+    """The layers of a model, those inside of others included: nested models, wrappers, cells, attention.
+
+    Keras has no public way to them: `tf.Module.submodules` fails at a GRU with dropout, whose cache it can't read.
+    """
+    return list(model._flatten_layers(include_self=False))

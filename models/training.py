@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from models.dropout import seeded_dropout
 from models.losses import LOSSES
 from models.metrics import METRICS
 from models.spec import ModelSpec
@@ -24,6 +25,7 @@ def client_step(
     learning_rate: float | tf.Tensor,
     proximal: float = 0.0,
     anchors: Sequence[tf.Tensor] = (),
+    seed: int | tf.Tensor = 0,
 ) -> tf.Tensor:
     """One local step on a batch, in place; for use inside a `tf.function`.
 
@@ -39,13 +41,17 @@ def client_step(
         learning_rate: η.
         proximal: μ of FedProx's term μ/2·‖w − anchor‖² (Li et al. 2020); the term is left out at 0.
         anchors: the `trained_variables` that the round started from; needed with a proximal term only.
+        seed: of the dropout masks, int32 [], not negative; `device_runtime.work.step_seeds` gives a client's. A model
+            without dropout does not look at it.
 
     Returns:
         The batch's mean loss over all predictions before the step, without the proximal term; float32 [].
     """
     weights = model.trainable_variables
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(LOSSES[spec.loss](y, model(x, training=True)))
+        with seeded_dropout(model, seed):
+            logits = model(x, training=True)
+        loss = tf.reduce_mean(LOSSES[spec.loss](y, logits))
     # An embedding's gradient comes as the rows that the batch used; the formulas are for whole tensors.
     gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights)]
     gradients = spec.optimizer.clip(gradients)

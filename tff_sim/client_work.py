@@ -67,17 +67,18 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
             variable.assign(value)
         spec.optimizer.reset(slots)
         data = dataset.get_single_element()
-        x, y, order = data["x"], data["y"], data["order"]
+        x, y, order, seeds = data["x"], data["y"], data["order"], data["seeds"]
         examples = tf.shape(x)[0]
         batch_size = examples if work.batch_size is None else work.batch_size
-        loss_sum = tf.constant(0.0)
+        loss_sum, step = tf.constant(0.0), 0
         for epoch in tf.range(tf.shape(order)[0]):
             for start in tf.range(0, examples, batch_size):
                 indices = order[epoch, start : start + batch_size]
                 loss = client_step(
                     spec, model, slots, tf.gather(x, indices), tf.gather(y, indices),
-                    work.learning_rate, work.proximal, initial,
+                    work.learning_rate, work.proximal, initial, seeds[step],
                 )  # fmt: skip
+                step += 1
                 loss_sum += loss * tf.cast(tf.size(indices), tf.float32)
         weight = tf.cast(examples, tf.float32)
         return collections.OrderedDict(
