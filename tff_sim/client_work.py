@@ -10,6 +10,7 @@ import tensorflow_federated as tff
 
 from device_runtime.work import ClientWork
 from models import ModelSpec, trained_variables
+from models.dropout import has_dropout
 from models.training import client_step
 from tff_sim.client_data import client_data_type
 
@@ -24,7 +25,10 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
     Args:
         spec: the model.
         weights_type: TFF's type of `tff.learning.models.ModelWeights` for it.
-        work: batch size, learning rate and proximal term; epochs and order come with the data.
+        work: batch size, learning rate and proximal term; epochs, order and the steps' seeds come with the data.
+
+    Raises:
+        ValueError: a layer draws random numbers that a device can't repeat.
     """
     data_type = client_data_type(spec)
 
@@ -58,6 +62,7 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
 
 
 def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) -> Any:
+    has_dropout(model)  # refuses a random layer in one line, which AutoGraph would wrap into ten
     variables = trained_variables(model)
     slots = spec.optimizer.make_slots(model.trainable_variables)
 
