@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import BUNDLE, JSON, SEED, print_json
+from cli.options import BUNDLE, JSON, MODEL_HELP, SEED, print_json
 
 if TYPE_CHECKING:
     from export.inspection import Inspection
     from export.parity import ParityReport
 
 
-@click.command(short_help="Make a bundle that devices train.")
+@click.command(short_help="Make a bundle that devices train.", epilog=f"Models: {MODEL_HELP}")
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle.")
 @click.option(
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def export(
     model: str, out: Path, weights: Path | None, seed: int, bundle_version: int, key: Path | None, as_json: bool
 ) -> None:
-    """Export MODEL (digits_mlp, mnist_2nn or mnist_cnn) as a bundle that devices train.
+    """Export MODEL as a bundle that devices train.
 
     It becomes the folder OUT/MODEL-VERSION.bundle.
 

@@ -17,7 +17,7 @@ from device_runtime.examples import Examples
 from device_runtime.interpreter import open_interpreter
 from device_runtime.tensors import FloatArray, Weights, check_weights
 from device_runtime.update import ClientUpdate
-from device_runtime.work import ClientWork
+from device_runtime.work import ClientWork, step_seeds
 
 _EVALUATION_BATCH = 256
 _SIGNATURES = ("train", "evaluate", "infer", "set_weights", "get_weights")
@@ -63,6 +63,7 @@ class Trainer:
                 described = sorted(spec.name for spec in getattr(signature, f"{side}s"))
                 if described != sorted(getattr(self._run[name], f"get_{side}_details")()):
                     raise IntegrityError(f"{path}: its signature {name!r} has other {side}s than the manifest says")
+        self._seeded = any(spec.name == "seed" for spec in self.manifest.signatures["train"].inputs)
         self._names = [f"w{index}" for index in range(len(self.manifest.tensors))]
 
     def set_weights(self, weights: Weights) -> None:
@@ -75,9 +76,23 @@ class Trainer:
         values = self._run["get_weights"](unused=np.float32(0))
         return tuple(values[name] for name in self._names)
 
-    def step(self, x: npt.NDArray[Any], y: npt.NDArray[Any], learning_rate: float, proximal: float = 0.0) -> float:
-        """One step of SGD on a batch x [B, …], y [B, …]; the batch's mean loss before the step."""
-        outputs = self._run["train"](x=x, y=y, learning_rate=np.float32(learning_rate), proximal=np.float32(proximal))
+    def step(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        learning_rate: float,
+        proximal: float = 0.0,
+        *,
+        seed: int = 0,
+    ) -> float:
+        """One training step on a batch x [B, …], y [B, …]; the batch's mean loss before the step.
+
+        `seed`, 0 ≤ seed < 2**31, is of the dropout masks; an artifact without dropout takes none.
+        """
+        inputs = {"x": x, "y": y, "learning_rate": np.float32(learning_rate), "proximal": np.float32(proximal)}
+        if self._seeded:
+            inputs["seed"] = np.int32(seed)
+        outputs = self._run["train"](**inputs)
         return float(outputs["loss"])
 
     def infer(self, x: npt.NDArray[Any]) -> FloatArray:
@@ -109,7 +124,7 @@ class Trainer:
         Args:
             weights: w_t, where the training starts.
             examples: the client's n_k local examples.
-            work: epochs, batch size, learning rate, proximal term and the seed of the batch order.
+            work: epochs, batch size, learning rate, proximal term and the seed of batch order and dropout.
             round_number: goes into the update.
             expired: asked after each step whether the deadline has passed.
 
@@ -122,9 +137,12 @@ class Trainer:
         """
         self.set_weights(weights)
         loss_sum, seen = 0.0, 0
+        steps = work.epochs * math.ceil(len(examples) / (work.batch_size or len(examples)))
+        seeds = iter(step_seeds(work.seed, steps))
         for epoch in range(work.epochs):
             for indices in batch_indices(len(examples), work.batch_size, work.seed, epoch):
-                loss = self.step(examples.x[indices], examples.y[indices], work.learning_rate, work.proximal)
+                x, y = examples.x[indices], examples.y[indices]
+                loss = self.step(x, y, work.learning_rate, work.proximal, seed=int(next(seeds)))
                 loss_sum += loss * len(indices)
                 seen += len(indices)
                 if expired():

@@ -7,6 +7,9 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from device_runtime.errors import InputError
 
 SEED_BITS = 53  # the integers that JSON carries exactly in every language
@@ -92,6 +95,20 @@ def client_seed(seed: int, round_number: int, client: str) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{round_number}/{client}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> (64 - SEED_BITS)
+
+
+def step_seeds(seed: int, count: int) -> npt.NDArray[np.int32]:
+    """The seeds of a client's training steps, one after the other, for the masks of dropout; int32 [count], ≥ 0.
+
+    Fewer are the start of more. They are Philox's raw words, which are fixed on every platform and numpy version; no
+    epoch has the key (`device_runtime.batching`).
+
+    Args:
+        seed: the client's in this round, from `client_seed`.
+        count: number of steps.
+    """
+    words = np.random.Philox(key=[seed, 2**63 - 1]).random_raw(count)
+    return (words >> np.uint64(33)).astype(np.int32)
 
 
 def _is_int(value: object) -> bool:

@@ -69,6 +69,7 @@ def _neighbours(weights: Weights, rng: np.random.Generator) -> tuple[Weights, We
 
 def _results(keras: KerasTrainer, weights: Weights, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Golden:
     keras.set_weights(weights)
+    keras.reset_optimizer()
     logits = keras.infer(x)
     losses = [keras.step(x, y, LEARNING_RATE) for _ in range(STEPS)]
     return {

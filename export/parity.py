@@ -24,6 +24,7 @@ from device_runtime.errors import CheckFailedError, InputError
 from device_runtime.selftest import loss_difference, relative_difference
 from device_runtime.tensors import Weights
 from device_runtime.trainer import Trainer
+from device_runtime.work import step_seeds
 from export.reference import KerasTrainer, synthetic_batch
 
 TOLERANCE = 1e-4
@@ -107,7 +108,7 @@ def check_parity(
     Args:
         bundle: its model is rebuilt from the registry by name.
         steps: at least 60.
-        seed: of the batches.
+        seed: of the batches and of the dropout masks.
         threads: of the interpreter.
         progress: called with the number of steps done.
 
@@ -120,7 +121,7 @@ def check_parity(
         raise InputError(f"parity: at least {MINIMUM_STEPS} steps are needed to show a drift, not {steps}")
     spec = models.get(bundle.manifest.name)
     weights = bundle.initial_weights()
-    shapes = [tuple(variable.shape) for variable in spec.build().trainable_variables]
+    shapes = [tuple(variable.shape) for variable in models.trained_variables(spec.build())]
     if shapes != [tensor.shape for tensor in bundle.manifest.tensors]:
         raise CheckFailedError(f"{bundle.path}: its tensors are not those of the model {spec.name!r}; export it again")
     keras, lite = KerasTrainer(spec, weights), Trainer(bundle, threads)
@@ -132,13 +133,16 @@ def check_parity(
     kinks: list[int] = []
     classes = bundle.manifest.signatures["infer"].outputs[0].shape[-1] or 1
     before = weights
+    seeds = [0, *step_seeds(seed, steps).tolist()]  # of the dropout masks; steps count from 1
     for step, (x, y, proximal) in enumerate(_batches(spec, classes, steps, seed), start=1):
-        loss, lite_loss = (trainer.step(x, y, LEARNING_RATE, proximal) for trainer in (keras, lite))
+        slots = keras.get_slots()
+        loss, lite_loss = (trainer.step(x, y, LEARNING_RATE, proximal, seed=seeds[step]) for trainer in (keras, lite))
         after = lite.get_weights()
         relative = _relative(names, (lite_loss, *after), (loss, *keras.get_weights()))
         if max(relative.values()) > TOLERANCE:
             keras.set_weights(before)
-            loss = keras.step(x, y, LEARNING_RATE, proximal)
+            keras.set_slots(slots)
+            loss = keras.step(x, y, LEARNING_RATE, proximal, seed=seeds[step])
             tensor = _different_update(names, before, (lite_loss, after), (loss, keras.get_weights()))
             if tensor is None:
                 kinks.append(step)

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from models.spec import ModelSpec
+from models.state import trained_variables
 
 
 def seeded_model(spec: ModelSpec, seed: int) -> tf.keras.Model:
@@ -16,10 +17,10 @@ def seeded_model(spec: ModelSpec, seed: int) -> tf.keras.Model:
 
 
 def tensor_names(model: tf.keras.Model) -> tuple[str, ...]:
-    """``layer/weight`` of each trainable weight, in the model's order: the names in manifests and weight files."""
-    return tuple(variable.name.split(":")[0] for variable in model.trainable_variables)
+    """``layer/weight`` of each trained variable, in the model's order: the names in manifests and weight files."""
+    return tuple(variable.name.split(":")[0] for variable in trained_variables(model))
 
 
 def initial_weights(spec: ModelSpec, seed: int) -> tuple[Any, ...]:
-    """The trainable weights of `seeded_model` as float32 arrays, in the model's order."""
-    return tuple(variable.numpy() for variable in seeded_model(spec, seed).trainable_variables)
+    """The trained variables of `seeded_model` as float32 arrays, in the model's order."""
+    return tuple(variable.numpy() for variable in trained_variables(seeded_model(spec, seed)))

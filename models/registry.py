@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from models import digits_mlp, mnist_2nn, mnist_cnn
+from models import cifar_cnn, digits_mlp, mnist_2nn, mnist_cnn, shakespeare_lstm, word_lstm
 from models.spec import ModelSpec
 
-_SPECS: dict[str, ModelSpec] = {module.SPEC.name: module.SPEC for module in (digits_mlp, mnist_2nn, mnist_cnn)}
+_SPECS: dict[str, ModelSpec] = {
+    module.SPEC.name: module.SPEC
+    for module in (cifar_cnn, digits_mlp, mnist_2nn, mnist_cnn, shakespeare_lstm, word_lstm)
+}
 
 
 class UnknownModelError(LookupError):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from models.optimizers import PLAIN_SGD, ClientOptimizer
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -19,8 +21,9 @@ class ModelSpec:
         input: shape and dtype of a batch of features; the first dimension, the batch, is None.
         label: the same of a batch of labels.
         loss: the training loss, a key of `models.losses.LOSSES`.
-        metric: the evaluation metric; ``accuracy`` is the share of examples whose largest logit is the label.
+        metric: the evaluation metric, a key of `models.metrics.METRICS`.
         source: where the architecture comes from.
+        optimizer: of the client's local training; plain SGD unless said otherwise.
     """
 
     name: str
@@ -30,3 +33,4 @@ class ModelSpec:
     loss: str
     metric: str
     source: str
+    optimizer: ClientOptimizer = PLAIN_SGD

@@ -1,8 +1,8 @@
 """A client's data as TFF sees it: dense arrays, and the order in which to go through them.
 
 TFF's templates want client data to be a sequence; here it is a sequence of one element that holds all of a
-client's examples, so that no tf.data pipeline runs inside the training loop. The order comes from the
-protocol's own function (`device_runtime.batching`), the one that devices call.
+client's examples, so that no tf.data pipeline runs inside the training loop. The order and the steps' seeds come
+from the protocol's own functions (`device_runtime.batching` and `device_runtime.work`), those that devices call.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import tensorflow_federated as tff
 from device_runtime.batching import epoch_order
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
+from device_runtime.work import step_seeds
 from models import ModelSpec
 
 
 def client_data_type(spec: ModelSpec) -> Any:
-    """TFF's type of one client's data: <x=[n, …], y=[n, …], order=int32[E, n]>*."""
+    """TFF's type of one client's data: <x=[n, …], y=[n, …], order=int32[E, n], seeds=int32[E·n]>*."""
     element = collections.OrderedDict(
         x=tff.TensorType(spec.input.dtype.as_numpy_dtype, spec.input.shape),
         y=tff.TensorType(spec.label.dtype.as_numpy_dtype, spec.label.shape),
         order=tff.TensorType(np.int32, [None, None]),
+        seeds=tff.TensorType(np.int32, [None]),
     )
     return tff.SequenceType(tff.to_type(element))
 
@@ -44,4 +46,5 @@ def client_dataset(examples: Examples, epochs: int, seed: int) -> tf.data.Datase
     if len(examples) == 0:
         raise InputError("a client without examples can't take part in a round; leave it out of the cohort")
     order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(epochs)]).astype(np.int32)
-    return tf.data.Dataset.from_tensors(collections.OrderedDict(x=examples.x, y=examples.y, order=order))
+    seeds = step_seeds(seed, order.size)  # enough for any batch size: a step has at least one example
+    return tf.data.Dataset.from_tensors(collections.OrderedDict(x=examples.x, y=examples.y, order=order, seeds=seeds))

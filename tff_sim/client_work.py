@@ -9,13 +9,14 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from device_runtime.work import ClientWork
-from models import ModelSpec
-from models.training import sgd_step
+from models import ModelSpec, trained_variables
+from models.dropout import has_dropout
+from models.training import client_step
 from tff_sim.client_data import client_data_type
 
 
 def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> Any:
-    """A `tff.learning.templates.ClientWorkProcess` for E epochs of SGD with batch size B.
+    """A `tff.learning.templates.ClientWorkProcess` for E epochs with batch size B.
 
     Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
     as weight, which is what TFF's aggregators and finalizers expect.
@@ -24,7 +25,10 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
     Args:
         spec: the model.
         weights_type: TFF's type of `tff.learning.models.ModelWeights` for it.
-        work: batch size, learning rate and proximal term; epochs and order come with the data.
+        work: batch size, learning rate and proximal term; epochs, order and the steps' seeds come with the data.
+
+    Raises:
+        ValueError: a layer draws random numbers that a device can't repeat.
     """
     data_type = client_data_type(spec)
 
@@ -58,24 +62,28 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
 
 
 def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) -> Any:
-    variables = model.trainable_variables
+    has_dropout(model)  # refuses a random layer in one line, which AutoGraph would wrap into ten
+    variables = trained_variables(model)
+    slots = spec.optimizer.make_slots(model.trainable_variables)
 
     @tf.function
     def run(initial: Any, dataset: tf.data.Dataset) -> Any:
         for variable, value in zip(variables, initial, strict=True):
             variable.assign(value)
+        spec.optimizer.reset(slots)
         data = dataset.get_single_element()
-        x, y, order = data["x"], data["y"], data["order"]
+        x, y, order, seeds = data["x"], data["y"], data["order"], data["seeds"]
         examples = tf.shape(x)[0]
         batch_size = examples if work.batch_size is None else work.batch_size
-        loss_sum = tf.constant(0.0)
+        loss_sum, step = tf.constant(0.0), 0
         for epoch in tf.range(tf.shape(order)[0]):
             for start in tf.range(0, examples, batch_size):
                 indices = order[epoch, start : start + batch_size]
-                loss = sgd_step(
-                    spec, model, tf.gather(x, indices), tf.gather(y, indices),
-                    work.learning_rate, work.proximal, initial,
+                loss = client_step(
+                    spec, model, slots, tf.gather(x, indices), tf.gather(y, indices),
+                    work.learning_rate, work.proximal, initial, seeds[step],
                 )  # fmt: skip
+                step += 1
                 loss_sum += loss * tf.cast(tf.size(indices), tf.float32)
         weight = tf.cast(examples, tf.float32)
         return collections.OrderedDict(

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
-from models import ModelSpec
+from models import ModelSpec, trained_variables
 from models.training import evaluation_sums
 
 _BATCH = 500
@@ -16,7 +16,7 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class TestResult:
-    """Share of right answers and mean loss on the test set."""
+    """Mean of the metric (for accuracy the share of right answers) and of the loss over the test set's predictions."""
 
     accuracy: float
     loss: float
@@ -34,11 +34,12 @@ class Evaluator:
 
     def __call__(self, weights: Weights) -> TestResult:
         """Test these weights, float32, in the model's order."""
-        for variable, value in zip(self._model.trainable_variables, weights, strict=True):
+        for variable, value in zip(trained_variables(self._model), weights, strict=True):
             variable.assign(value)
-        loss = right = 0.0
+        loss = measured = count = 0.0
         for start in range(0, len(self._test), _BATCH):
             sums = self._sums(self._test.x[start : start + _BATCH], self._test.y[start : start + _BATCH])
             loss += float(sums[0])
-            right += float(sums[1])
-        return TestResult(right / len(self._test), loss / len(self._test))
+            measured += float(sums[1])
+            count += float(sums[2])
+        return TestResult(measured / count, loss / count)

@@ -91,7 +91,7 @@ def run_experiment(
 
     seed, target = experiment.work.seed, experiment.target_accuracy
     model = models.seeded_model(spec, seed)
-    weights = tuple(variable.numpy() for variable in model.trainable_variables)
+    weights = tuple(variable.numpy() for variable in models.trained_variables(model))
     tensors = [TensorSpec(name, w.shape) for name, w in zip(models.tensor_names(model), weights, strict=True)]
     upload = encoded_size(tensors, experiment.work.codec, ["loss"])
     download = len(dump_weights(weights, tensors))

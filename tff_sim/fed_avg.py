@@ -34,7 +34,7 @@ def build_fed_avg(spec: ModelSpec, work: ClientWork, initial_weights: Weights) -
     Args:
         spec: the model.
         work: batch size, learning rate and proximal term of the clients.
-        initial_weights: w_0, float32, in the order of the model's trainable variables.
+        initial_weights: w_0, float32, in the order of `models.trained_variables`.
     """
     start = tff.learning.models.ModelWeights(trainable=list(initial_weights), non_trainable=[])
     weights_type = tff.to_type(

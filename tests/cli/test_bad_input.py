@@ -12,12 +12,12 @@ import click
 import pytest
 
 from cli.main import app, main
-from cli.options import BatchSize
+from cli.options import MODEL_NAMES, BatchSize
 from device_runtime.bundle import Bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
-KNOWN_MODELS = "known models: digits_mlp, mnist_2nn, mnist_cnn"
+KNOWN_MODELS = f"known models: {', '.join(MODEL_NAMES)}"
 
 
 def _line(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:

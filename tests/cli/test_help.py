@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cli.main import app, main
+from cli.options import MODEL_NAMES
 from device_runtime import __version__
 
 HEAVY = "tensorflow tensorflow_federated fastapi sqlalchemy matplotlib sklearn numpy uvicorn tflite_runtime models"
@@ -52,3 +53,14 @@ def test_help_loads_nothing_heavy() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.filterwarnings("ignore")  # importing TensorFlow 2.14 gives warnings of its dependencies
+def test_help_names_the_registry_s_models(capsys: pytest.CaptureFixture[str]) -> None:
+    import models
+
+    assert models.names() == MODEL_NAMES
+    for command in ("export", "simulate"):
+        assert main([command, "--help"]) == 0
+        output = capsys.readouterr().out
+        assert all(name in output for name in MODEL_NAMES)

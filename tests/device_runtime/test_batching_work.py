@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from device_runtime.batching import batch_indices, epoch_order
 from device_runtime.errors import InputError
-from device_runtime.work import SEED_BITS, ClientWork, client_seed
+from device_runtime.work import SEED_BITS, ClientWork, client_seed, step_seeds
 
 seeds = st.integers(0, 2**SEED_BITS - 1)
 
@@ -106,3 +106,17 @@ def test_a_client_seed_follows_from_seed_round_and_client_alone() -> None:
     assert forth == back
     assert len(set(forth.values())) == len(places)
     assert max(forth.values()) > 2**50  # the seeds use their range
+
+
+@given(seeds, st.integers(0, 40))
+def test_step_seeds_are_a_sequence_of_the_client_s_own(seed: int, count: int) -> None:
+    some, more = step_seeds(seed, count), step_seeds(seed, count + 5)
+    assert some.dtype == np.int32
+    assert some.shape == (count,)
+    assert (more >= 0).all()
+    np.testing.assert_array_equal(more[:count], some)
+    assert len(set(more.tolist()) | set(step_seeds((seed + 1) % 2**SEED_BITS, count + 5).tolist())) >= 2 * count
+
+
+def test_step_seeds_are_the_same_for_ever() -> None:
+    assert step_seeds(3, 4).tolist() == [1460003741, 184748464, 1599722816, 1499921657]

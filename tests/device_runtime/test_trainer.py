@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from device_runtime.trainer import DeadlineError, Trainer
-from device_runtime.work import ClientWork
+from device_runtime.work import ClientWork, step_seeds
 
 Make = Callable[[int, int], Examples]
 Doubles = list[npt.NDArray[np.float64]]
@@ -220,3 +221,25 @@ def test_a_manifest_without_signatures(digits_copy: Path, rehash: Callable[..., 
         Trainer(bundle)
     expected = "the manifest names no signature train, evaluate, infer, set_weights, get_weights"
     assert str(caught.value) == f"{digits_copy / TRAIN_ARTIFACT}: {expected}"
+
+
+def test_each_step_has_a_seed_where_the_artifact_takes_one(
+    trainer: Trainer, initial: Weights, digits_examples: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seeds = dict(trainer._run), []
+
+    def train(seed: np.int32, **inputs: Any) -> Any:
+        assert seed.dtype == np.int32
+        seeds.append(int(seed))
+        return trainer_step(**inputs)
+
+    trainer_step, run["train"] = run["train"], train
+    monkeypatch.setattr(trainer, "_run", run)
+    monkeypatch.setattr(trainer, "_seeded", True)
+    trainer.train(initial, digits_examples(23, 0), ClientWork(3, 5, seed=7), 1)
+    assert seeds == step_seeds(7, 15).tolist()
+    trainer.train(initial, digits_examples(23, 0), ClientWork(2, None, seed=7), 1)
+    assert seeds[15:] == step_seeds(7, 2).tolist()
+    examples = digits_examples(4, 0)
+    trainer.step(examples.x, examples.y, 0.1, seed=42)
+    assert seeds[17:] == [42]

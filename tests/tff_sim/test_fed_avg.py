@@ -18,8 +18,8 @@ from device_runtime.batching import batch_indices, epoch_order
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
-from device_runtime.work import ClientWork, client_seed
-from models.training import sgd_step
+from device_runtime.work import ClientWork, client_seed, step_seeds
+from models.training import client_step
 from tff_sim import build_fed_avg, client_dataset
 from tff_sim.simulation import SimulatedRound, random_cohorts, simulate
 
@@ -67,8 +67,8 @@ def trained_in_eager(clients: dict[str, Examples], initial: Weights) -> Callable
         losses = [
             len(batch)
             * float(
-                sgd_step(
-                    SPEC, model, tf.constant(examples.x[batch]), tf.constant(examples.y[batch]),
+                client_step(
+                    SPEC, model, (), tf.constant(examples.x[batch]), tf.constant(examples.y[batch]),
                     work.learning_rate, work.proximal, initial,
                 )
             )
@@ -230,7 +230,7 @@ def test_it_is_a_learning_process_of_tff(process: Any, clients: dict[str, Exampl
 
 def test_client_data_carry_the_order_of_the_protocol(clients: dict[str, Examples]) -> None:
     (element,) = client_dataset(clients["uneven"], 3, seed=42).as_numpy_iterator()
-    assert list(element) == ["x", "y", "order"]
+    assert list(element) == ["x", "y", "order", "seeds"]
     np.testing.assert_array_equal(element["x"], clients["uneven"].x)
     np.testing.assert_array_equal(element["y"], clients["uneven"].y)
     order: npt.NDArray[np.int32] = element["order"]
@@ -238,6 +238,7 @@ def test_client_data_carry_the_order_of_the_protocol(clients: dict[str, Examples
     assert order.dtype == np.int32
     for epoch in range(3):
         np.testing.assert_array_equal(order[epoch], epoch_order(12, 42, epoch))
+    np.testing.assert_array_equal(element["seeds"], step_seeds(42, 36))
 
 
 def test_a_client_without_examples_is_refused() -> None:
