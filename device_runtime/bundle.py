@@ -24,7 +24,7 @@ from device_runtime.weights import load_weights
 if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUNTIME = "tflite-builtins"  # the class of runtime that this package is: a TFLite interpreter without delegates
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
@@ -69,6 +69,7 @@ class Manifest:
         tensors: the trainable weights, in the order that every weight file and update has.
         loss: the name of the training loss.
         metric: the name of the evaluation metric.
+        optimizer: the client's, with its settings; its state lives in the artifact.
         runtime: the class of runtime that it needs.
         created: when and with what versions it was made.
     """
@@ -80,6 +81,7 @@ class Manifest:
     tensors: tuple[TensorSpec, ...]
     loss: str
     metric: str
+    optimizer: Mapping[str, Any]
     runtime: str
     created: Mapping[str, str]
 
@@ -123,6 +125,7 @@ class Manifest:
                 "tensors": [spec.to_json() for spec in self.tensors],
                 "loss": self.loss,
                 "metric": self.metric,
+                "optimizer": dict(self.optimizer),
                 "runtime": self.runtime,
                 "created": dict(self.created),
             }
@@ -156,6 +159,7 @@ class Manifest:
             tensors=reader.tensors("tensors"),
             loss=reader.text("loss"),
             metric=reader.text("metric"),
+            optimizer=reader.mapping("optimizer"),
             runtime=reader.text("runtime"),
             created={name: str(text) for name, text in reader.mapping("created").items()},
         )

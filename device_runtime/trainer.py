@@ -20,7 +20,7 @@ from device_runtime.update import ClientUpdate
 from device_runtime.work import ClientWork, step_seeds
 
 _EVALUATION_BATCH = 256
-_SIGNATURES = ("train", "evaluate", "infer", "set_weights", "get_weights")
+_SIGNATURES = ("train", "evaluate", "infer", "set_weights", "get_weights", "anchor")
 
 
 class DeadlineError(Exception):
@@ -66,10 +66,18 @@ class Trainer:
         self._seeded = any(spec.name == "seed" for spec in self.manifest.signatures["train"].inputs)
         self._names = [f"w{index}" for index in range(len(self.manifest.tensors))]
 
-    def set_weights(self, weights: Weights) -> None:
-        """Replace all weights; they are also the centre of the proximal term from now on."""
+    def set_weights(self, weights: Weights, anchor: bool = True) -> None:
+        """Replace all weights, and reset the optimiser's state.
+
+        Args:
+            weights: as the manifest says.
+            anchor: whether they are also the centre of the proximal term from now on, which takes memory for another
+                copy; without it, `step` has to be called without such a term.
+        """
         check_weights(weights, self.manifest.tensors, "set_weights")
         self._run["set_weights"](**dict(zip(self._names, weights, strict=True)))
+        if anchor:
+            self._run["anchor"](unused=np.float32(0))
 
     def get_weights(self) -> Weights:
         """The current weights, float32, in the manifest's order."""
@@ -135,7 +143,7 @@ class Trainer:
             DeadlineError: `expired` said so.
             UpdateError: the training diverged (reason ``non_finite``).
         """
-        self.set_weights(weights)
+        self.set_weights(weights, anchor=work.proximal > 0)
         loss_sum, seen = 0.0, 0
         steps = work.epochs * math.ceil(len(examples) / (work.batch_size or len(examples)))
         seeds = iter(step_seeds(work.seed, steps))

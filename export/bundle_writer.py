@@ -105,6 +105,7 @@ def export_bundle(
         tensors=tensors,
         loss=spec.loss,
         metric=spec.metric,
+        optimizer=spec.optimizer.to_json(),
         runtime=RUNTIME,
         created=_created(),
     )

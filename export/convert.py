@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from export.compaction import compact
 from export.errors import ExportError
 
 
@@ -24,7 +25,7 @@ def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
         tf.saved_model.save(module, saved, signatures=functions, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         converter.experimental_enable_resource_variables = True
-        return _convert(converter)
+        return compact(_convert(converter))
 
 
 def inference_artifact(model: tf.keras.Model, x: tf.TensorSpec) -> bytes:

@@ -6,6 +6,7 @@ Weights are float32 variables that `train` changes in place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,9 +14,14 @@ import tensorflow as tf
 from device_runtime.bundle import Signature
 from device_runtime.tensors import TensorSpec
 from export.errors import ExportError
-from export.gradients import OVERRIDES, check_supported
-from export.losses import LOSSES
-from models import ModelSpec, tensor_names
+from export.recurrent import written_out
+from export.replay import Replay
+from models import ModelSpec, tensor_names, trained_variables
+from models.dropout import has_dropout, seeded_dropout
+from models.losses import LOSSES
+from models.optimizers import ClientOptimizer
+from models.state import all_layers
+from models.training import evaluation_sums
 
 
 class TrainingGraph(tf.Module):
@@ -28,17 +34,21 @@ class TrainingGraph(tf.Module):
     def __init__(self, spec: ModelSpec, model: tf.keras.Model) -> None:
         super().__init__()
         if spec.loss not in LOSSES:
-            raise ExportError(f"model {spec.name!r}: no builtin form of the loss {spec.loss!r}")
-        if model.non_trainable_weights:
-            raise ExportError(
-                f"layer {model.non_trainable_weights[0].name.split('/')[0]!r}: weights that are not trained"
-                " can't be exported yet; make the layer trainable or leave it out"
-            )
+            raise ExportError(f"model {spec.name!r}: unknown loss {spec.loss!r}; known are {', '.join(sorted(LOSSES))}")
         self.spec = spec
         self.model = model
-        self.weights = list(model.trainable_weights)
-        # What the round started from: the centre of the proximal term.
-        self.anchors = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self.weights]
+        self.weights = trained_variables(model)
+        try:
+            self.draws = has_dropout(model)
+        except ValueError as error:
+            raise ExportError(str(error)) from None
+        if not model.trainable_variables:
+            raise ExportError(f"model {spec.name!r}: no layer is trainable; there is nothing to train on a device")
+        self._gradient_weights = list(model.trainable_variables)
+        self._slots = spec.optimizer.make_slots(self._gradient_weights)
+        # What the round started from, the centre of the proximal term; and the term's pull during a step.
+        self._anchors = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self._gradient_weights]
+        self._pulls = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self._gradient_weights]
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -49,19 +59,25 @@ class TrainingGraph(tf.Module):
         )
 
     def functions(self) -> dict[str, Any]:
-        """Signature name → concrete function."""
+        """Signature name → concrete function.
+
+        Raises:
+            ExportError: an operator of the model has no form in TFLite builtins.
+        """
         x = tf.TensorSpec(self.spec.input.shape, self.spec.input.dtype, name="x")
         y = tf.TensorSpec(self.spec.label.shape, self.spec.label.dtype, name="y")
         number = {name: tf.TensorSpec((), tf.float32, name=name) for name in ("learning_rate", "proximal", "unused")}
+        seed = [tf.TensorSpec((), tf.int32, name="seed")] if self.draws else []
         weights = [
             tf.TensorSpec(weight.shape, weight.dtype, name=f"w{index}") for index, weight in enumerate(self.weights)
         ]
-        signatures = {
-            "train": (self._train, (x, y, number["learning_rate"], number["proximal"])),
+        signatures: dict[str, tuple[Any, Sequence[tf.TensorSpec]]] = {
+            "train": (self._train, (x, y, number["learning_rate"], number["proximal"], *seed)),
             "evaluate": (self._evaluate, (x, y)),
             "infer": (self._infer, (x,)),
             "set_weights": (self._set_weights, weights),
             "get_weights": (self._get_weights, (number["unused"],)),
+            "anchor": (self._anchor, (number["unused"],)),
         }
         # Nothing in them is for AutoGraph to rewrite, and it would wrap the message of an error into ten lines.
         return {
@@ -69,41 +85,92 @@ class TrainingGraph(tf.Module):
             for name, (body, inputs) in signatures.items()
         }
 
-    def _train(self, x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, proximal: tf.Tensor) -> dict[str, tf.Tensor]:
-        with tf.compat.v1.get_default_graph().gradient_override_map(OVERRIDES):
-            logits = self.model(x, training=True)
-        check_supported(logits)
-        losses, dlogits = LOSSES[self.spec.loss](y, logits)
-        examples = tf.cast(tf.shape(x)[0], tf.float32)
-        gradients = tf.gradients(logits, self.weights, grad_ys=dlogits / examples)
-        for weight, anchor, gradient in zip(self.weights, self.anchors, gradients, strict=True):
-            pull = proximal * (weight - anchor)
-            weight.assign(weight - learning_rate * (gradient + pull))
-        return {"loss": tf.reduce_sum(losses) / examples}
+    def _replay(self, function: Any, *inputs: tf.Tensor) -> Replay:
+        names = {layer.name for layer in all_layers(self.model)}
+
+        def written(*values: tf.Tensor) -> Any:
+            with written_out(self.model):
+                return function(*values)
+
+        return Replay(written, inputs, self.weights, names)
+
+    def _train(
+        self, x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, proximal: tf.Tensor, *seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        def losses_of(x: tf.Tensor, y: tf.Tensor, *seed: tf.Tensor) -> tf.Tensor:
+            with seeded_dropout(self.model, *seed or (0,)):
+                return LOSSES[self.spec.loss](y, self.model(x, training=True))
+
+        replay = self._replay(losses_of, x, y, *seed)
+        losses = replay.outputs[0]
+        predictions = tf.cast(tf.size(losses), tf.float32)
+        if self.spec.optimizer == ClientOptimizer():
+            self._sgd_step(replay, learning_rate, proximal, predictions)
+        else:
+            gradients = replay.gradients(self._gradient_weights, tf.fill(tf.shape(losses), 1.0 / predictions))
+            pulls = self._conditional_pulls(proximal)
+            pulled = [g + p for g, p in zip(self.spec.optimizer.clip(gradients), pulls, strict=True)]
+            self.spec.optimizer.apply(self._gradient_weights, pulled, self._slots, learning_rate)
+        for reference, value in replay.updates.items():
+            reference.deref().assign(value)
+        return {"loss": tf.reduce_sum(losses) / predictions}
+
+    def _sgd_step(self, replay: Replay, learning_rate: tf.Tensor, proximal: tf.Tensor, predictions: tf.Tensor) -> None:
+        """Plain SGD; the learning rate is multiplied into the losses' gradients, which are small.
+
+        The proximal term's pull is kept in variables, so that a step without one does nothing for it.
+        """
+
+        def keep_pulls() -> tf.Tensor:
+            for weight, anchor, pull in zip(self._gradient_weights, self._anchors, self._pulls, strict=True):
+                pull.assign((learning_rate * proximal) * (weight - anchor))
+            return tf.constant(0.0)
+
+        def pull_back() -> tf.Tensor:
+            for weight, pull in zip(self._gradient_weights, self._pulls, strict=True):
+                weight.assign(weight - pull)
+            return tf.constant(0.0)
+
+        shape = tf.shape(replay.outputs[0])
+        steps = replay.gradients(self._gradient_weights, tf.fill(shape, learning_rate / predictions))
+        tf.cond(proximal > 0.0, keep_pulls, lambda: tf.constant(0.0))
+        for weight, step in zip(self._gradient_weights, steps, strict=True):
+            before = replay.reads.get(weight.ref())
+            weight.assign((weight if before is None else before) - step)
+        tf.cond(proximal > 0.0, pull_back, lambda: tf.constant(0.0))
+
+    def _conditional_pulls(self, proximal: tf.Tensor) -> list[tf.Tensor]:
+        """proximal · (weight − anchor), or zeros without a look at the anchors."""
+        pairs = list(zip(self._gradient_weights, self._anchors, strict=True))
+        pulls: list[tf.Tensor] = tf.cond(
+            proximal > 0.0,
+            lambda: [proximal * (weight - anchor) for weight, anchor in pairs],
+            lambda: [tf.zeros(weight.shape) for weight, _ in pairs],
+        )
+        return pulls
 
     def _evaluate(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = self.model(x, training=False)
-        losses, _ = LOSSES[self.spec.loss](y, logits)
-        right = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), y)
-        return {
-            "loss_sum": tf.reduce_sum(losses),
-            "correct": tf.reduce_sum(tf.cast(right, tf.float32)),
-            "count": tf.cast(tf.shape(x)[0], tf.float32),
-        }
+        replay = self._replay(lambda x, y: evaluation_sums(self.spec, self.model, x, y), x, y)
+        return dict(zip(("loss_sum", "correct", "count"), replay.outputs, strict=True))
 
     def _infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"logits": self.model(x, training=False)}
+        return {"logits": self._replay(lambda x: self.model(x, training=False), x).outputs[0]}
 
     def _set_weights(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
-        for weight, anchor, value in zip(self.weights, self.anchors, values, strict=True):
+        for weight, value in zip(self.weights, values, strict=True):
             weight.assign(value)
-            anchor.assign(value)
+        self.spec.optimizer.reset(self._slots)
         return {"count": tf.add_n([tf.reduce_sum(tf.ones_like(value)) for value in values])}
 
     def _get_weights(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
         # TFLite drops an input that nothing reads, and with it the signature; 0 × unused keeps it.
         nothing = 0.0 * unused
         return {f"w{index}": weight + nothing for index, weight in enumerate(self.weights)}
+
+    def _anchor(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
+        for weight, anchor in zip(self._gradient_weights, self._anchors, strict=True):
+            anchor.assign(weight)
+        return {"count": unused + float(len(self._anchors))}
 
 
 def describe(functions: dict[str, Any]) -> dict[str, Signature]:

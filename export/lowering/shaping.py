@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from export.lowering.call import Call, Lowered, emit, lowering, one
 from export.lowering.products import transposed
+from export.lowering.static import static_value
 from export.lowering.shapes import reshape_like, unbroadcast
 
 
@@ -37,8 +38,11 @@ def _cast(call: Call) -> Lowered:
 def _reshape(call: Call) -> Lowered:
     x = call.inputs[0]
     known = call.op.outputs[0].shape
+    wanted = static_value(call.op.inputs[1]) if call.op.type == "Reshape" else None
     if known.rank is not None and list(known).count(None) <= 1:
         y = tf.reshape(x, [-1 if size is None else size for size in known])
+    elif wanted is not None:
+        y = tf.reshape(x, [int(size) for size in wanted])
     else:
         (y,) = emit(call)
     return one(y, lambda dy: (reshape_like(dy, x), None)[: len(call.inputs)])

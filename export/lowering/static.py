@@ -39,7 +39,7 @@ def static_value(tensor: tf.Tensor) -> npt.NDArray[Any] | None:
 
 def _sizes(op: tf.Operation) -> npt.NDArray[Any] | None:
     """A slice of a shape: known where it leaves out the sizes that are not."""
-    bounds = [tf.get_static_value(x) for x in op.inputs[1:]]
+    bounds = [static_value(x) for x in op.inputs[1:]]
     sizes = static_value(op.inputs[0]) if op.inputs[0].op.type != "Shape" else None
     if sizes is None and op.inputs[0].op.type == "Shape" and op.inputs[0].op.inputs[0].shape.rank is not None:
         sizes = np.array([-1 if size is None else size for size in op.inputs[0].op.inputs[0].shape], np.int32)

@@ -49,6 +49,7 @@ def manifest() -> Manifest:
         tensors=(TensorSpec("kernel", (4, 2)), TensorSpec("bias", (2,))),
         loss="mse",
         metric="mae",
+        optimizer={"name": "sgd"},
         runtime="tflite-builtins",
         created={"at": "now"},
     )
@@ -98,7 +99,7 @@ def test_the_manifest_is_canonical() -> None:
 def test_the_model_id_is_of_name_and_ordered_tensors() -> None:
     kernel, bias = manifest().tensors
     layouts = [("a", (kernel, bias)), ("a", (bias, kernel)), ("b", (kernel, bias)), ("a", (kernel,))]
-    ids = {Manifest(name, 1, {}, {}, tensors, "", "", "", {}).model_id for name, tensors in layouts}
+    ids = {Manifest(name, 1, {}, {}, tensors, "", "", {}, "", {}).model_id for name, tensors in layouts}
     assert len(ids) == 4
 
 
@@ -120,6 +121,7 @@ FIELDS = {
     "tensors": "a list",
     "loss": "a string",
     "metric": "a string",
+    "optimizer": "an object",
     "runtime": "a string",
     "created": "an object",
     "model_id": "a string",
@@ -146,7 +148,7 @@ def test_every_field_of_a_manifest_is_tested() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (changed("format_version", to=2), "M.format_version: this runtime reads version 1"),
+        (changed("format_version", to=3), "M.format_version: this runtime reads version 2"),
         (changed("version", to=-1), "M.version: expected a whole number of at least 0"),
         (changed("files", WEIGHTS, to=1), f"M.files.{WEIGHTS}: expected a JSON object"),
         (changed("files", WEIGHTS, "size", to="1"), f"M.files.{WEIGHTS}.size: expected a whole number"),
