@@ -107,8 +107,8 @@ def test_a_gradient_that_is_off_by_two_percent_is_not_taken_for_a_kink(
     """Trained with a learning rate that is 2 % too large, the update differs beyond `UPDATE_TOLERANCE`."""
     original = Trainer.step
 
-    def off(self: Trainer, x: Array, y: Array, learning_rate: float, proximal: float = 0.0) -> float:
-        return original(self, x, y, learning_rate * (1 + 4 * UPDATE_TOLERANCE), proximal)
+    def off(self: Trainer, x: Array, y: Array, learning_rate: float, *rest: float, **named: int) -> float:
+        return original(self, x, y, learning_rate * (1 + 4 * UPDATE_TOLERANCE), *rest, **named)
 
     monkeypatch.setattr(Trainer, "step", off)
     report = check_parity(digits_bundle)
@@ -120,10 +120,10 @@ def test_a_crossed_kink_is_confirmed_and_survived(digits_bundle: Bundle, monkeyp
     original = KerasTrainer.step
     calls = 0
 
-    def pushed(self: KerasTrainer, x: Array, y: Array, learning_rate: float, proximal: float = 0.0) -> float:
+    def pushed(self: KerasTrainer, x: Array, y: Array, *rest: float, **named: int) -> float:
         nonlocal calls
         calls += 1
-        loss = original(self, x, y, learning_rate, proximal)
+        loss = original(self, x, y, *rest, **named)
         if calls == 30:
             self.set_weights(tuple(w + np.float32(1e-3) for w in self.get_weights()))
         return loss
