@@ -29,9 +29,11 @@ def compact(artifact: bytes) -> bytes:
     }
     for index, subgraph in enumerate(model.subgraphs):
         calls = set(_calls_once(model, subgraph))
-        subgraph.operators = [] if index in initializers else [
-            operator for position, operator in enumerate(subgraph.operators) if position not in calls
-        ]
+        subgraph.operators = (
+            []
+            if index in initializers
+            else [operator for position, operator in enumerate(subgraph.operators) if position not in calls]
+        )
         if index in initializers:
             subgraph.tensors, subgraph.inputs, subgraph.outputs = [], [], []
     _share_buffers(model)

@@ -7,7 +7,7 @@ left operand of each step's product (see `export.lowering.products`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,9 +52,7 @@ def _check(layer: Any) -> None:
     reasons = {
         "stateful=True": layer.stateful,
         "time_major=True": getattr(layer, "time_major", False),
-        "dropout inside of the cell": any(
-            getattr(layer.cell, name, 0.0) for name in ("dropout", "recurrent_dropout")
-        ),
+        "dropout inside of the cell": any(getattr(layer.cell, name, 0.0) for name in ("dropout", "recurrent_dropout")),
     }
     for reason, holds in reasons.items():
         if holds:
@@ -87,9 +85,7 @@ def _call(layer: Any) -> Callable[..., Any]:
         for t in order:
             state = step(projected[t], state)
             outputs.append(state[0])
-        result = (
-            tf.transpose(tf.stack(outputs), [2, 0, 1]) if layer.return_sequences else tf.transpose(outputs[-1])
-        )
+        result = tf.transpose(tf.stack(outputs), [2, 0, 1]) if layer.return_sequences else tf.transpose(outputs[-1])
         return [result, *(tf.transpose(value) for value in state)] if layer.return_state else result
 
     return call
@@ -100,7 +96,8 @@ def _projected(x: tf.Tensor, weights: tf.Tensor, bias: tf.Tensor | None, steps: 
     flat = tf.matmul(tf.reshape(x, [-1, int(x.shape[2])]), weights)
     if bias is not None:
         flat = flat + bias
-    return tf.unstack(tf.transpose(tf.reshape(flat, [-1, steps, int(weights.shape[1])]), [1, 2, 0]))
+    steps_first = tf.transpose(tf.reshape(flat, [-1, steps, int(weights.shape[1])]), [1, 2, 0])
+    return list(tf.unstack(steps_first))
 
 
 def _added(projected: tf.Tensor, recurrent: tf.Tensor, h: tf.Tensor | None) -> tf.Tensor:

@@ -91,12 +91,7 @@ class Replay:
         self.reads: dict[Any, tf.Tensor] = dict(given)
         self.updates: dict[Any, tf.Tensor] = {}
 
-        with tf.init_scope():
-            graph = (
-                tf.function(function, autograph=False)
-                .get_concrete_function(*(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs))
-                .graph
-            )
+        graph = _trace(function, inputs)
         resources = {id(variable.handle): variable for variable in graph.variables}
         feeds: dict[str, Any] = {
             inner.name: _Value(tensor, False) for inner, tensor in zip(graph.inputs, inputs, strict=False)
@@ -137,7 +132,7 @@ class Replay:
         known = dict(feeds)
         needed = _needed(graph, results)
         for op in graph.get_operations():
-            if op.name not in needed or op.type in _IGNORED or op.outputs and op.outputs[0].name in known:
+            if op.name not in needed or op.type in _IGNORED or (op.outputs and op.outputs[0].name in known):
                 continue
             inputs = [known[tensor.name] for tensor in op.inputs]
             outputs = self._emit(graph, op, inputs, scope)
@@ -157,7 +152,7 @@ class Replay:
             inputs = [self._read(inputs[0]), *inputs[1:]]
         varies = tuple(value.varies for value in inputs)
         call = Call(op, tuple(value.tensor for value in inputs), varies, self._layer(scope + op.name))
-        if op.type in _WITHOUT_GRADIENT or not any(varies) and op.type not in _ALWAYS_LOWERED:
+        if op.type in _WITHOUT_GRADIENT or (not any(varies) and op.type not in _ALWAYS_LOWERED):
             return [_Value(tensor, False) for tensor in emit(call)]
         if op.type not in LOWERINGS:
             instead = _INSTEAD.get(op.type, "leave it out, or freeze the layers before it")
@@ -205,8 +200,35 @@ class Replay:
         return next((part for part in reversed(parts) if part in self._layers), parts[-2] if parts[1:] else parts[0])
 
 
-_ALWAYS_LOWERED = frozenset({"Erf", "Softplus", "Selu", "Log1p", "Expm1", "Inv", "ReverseV2", "FusedBatchNormV3", "DivNoNan", "Einsum", "IdentityN", "ResourceGather"})
+_ALWAYS_LOWERED = frozenset(
+    {
+        "Erf",
+        "Softplus",
+        "Selu",
+        "Log1p",
+        "Expm1",
+        "Inv",
+        "ReverseV2",
+        "FusedBatchNormV3",
+        "DivNoNan",
+        "Einsum",
+        "IdentityN",
+        "ResourceGather",
+    }
+)
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
+
+
+def _trace(function: Callable[..., Any], inputs: Sequence[tf.Tensor]) -> Any:
+    """The function's graph."""
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs]
+    try:
+        with tf.init_scope():
+            return tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    except ExportError as error:
+        # Keras puts lines of its own around what is raised inside of a layer.
+        lines = str(error).splitlines()
+        raise ExportError(next((line for line in lines if line.startswith("layer ")), lines[0])) from None
 
 
 def _needed(graph: Any, results: Sequence[tf.Tensor]) -> set[str]:
@@ -230,5 +252,5 @@ def _sum(one: Gradient, other: Gradient) -> Gradient:
     return _computed(one) + _computed(other)
 
 
-def _computed(gradient: Gradient) -> tf.Tensor | None:
+def _computed(gradient: Gradient) -> Any:
     return gradient.compute() if isinstance(gradient, OuterProducts) else gradient

@@ -15,6 +15,6 @@ from export.lowering.call import LOWERINGS, Call, Gradient, Lowered, emit
 from export.lowering.products import OuterProducts
 
 __all__ = [
-    "LOWERINGS", "Call", "Gradient", "Lowered", "OuterProducts", "convolution", "elementwise", "emit", "losses", "matrix",
-    "normalization", "pooling", "reduction", "resizing", "shaping",
+    "LOWERINGS", "Call", "Gradient", "Lowered", "OuterProducts", "convolution", "elementwise", "emit", "losses",
+    "matrix", "normalization", "pooling", "reduction", "resizing", "shaping",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy.typing as npt
 import tensorflow as tf
@@ -16,7 +16,7 @@ from export.errors import ExportError
 from export.lowering.products import OuterProducts
 from export.lowering.static import static_value
 
-Gradient = tf.Tensor | OuterProducts | None
+Gradient: TypeAlias = tf.Tensor | OuterProducts | None
 Pullback = Callable[..., Gradient | Sequence[Gradient]]
 """From the gradients of the outputs to those of the inputs; None where an input has none."""
 
@@ -51,12 +51,16 @@ class Call:
         """Static sizes of an input along these axes."""
         sizes = tuple(self.inputs[index].shape[axis] for axis in axes)
         if None in sizes:
-            self.refuse("an input whose size is not fixed", "give the model's Input a full shape; the batch alone is free")
+            self.refuse(
+                "an input whose size is not fixed", "give the model's Input a full shape; the batch alone is free"
+            )
         return sizes
 
     def refuse(self, what: str, instead: str) -> NoReturn:
         """Raise `ExportError` naming the layer, the operator, and the nearest way that is supported."""
-        raise ExportError(f"layer {self.layer!r}: operator {self.op.type} with {what} can't be trained on a device; {instead}")
+        raise ExportError(
+            f"layer {self.layer!r}: operator {self.op.type} with {what} can't be trained on a device; {instead}"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,3 +104,9 @@ def emit(call: Call) -> tuple[tf.Tensor, ...]:
         name=op.name,
     )
     return tuple(copy.outputs)
+
+
+def single(call: Call) -> tf.Tensor:
+    """`emit` for an operator with one output."""
+    (output,) = emit(call)
+    return output

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from export.lowering.call import Call, Gradient, Lowered, emit, lowering, one
+from export.lowering.call import Call, Gradient, Lowered, emit, lowering, one, single
 from export.lowering.products import product, transposed
 from export.lowering.windows import Windows
 
@@ -20,7 +20,7 @@ _FEW_CHANNELS = 4
 @lowering("Conv2D")
 def _conv2d(call: Call) -> Lowered:
     x, w = call.inputs
-    height, width, per_group, out = (int(size) for size in w.shape)
+    height, width, per_group = (int(size) for size in w.shape[:3])
     windows = Windows.of(call, _image(call, 0), (height, width))
     groups = int(x.shape[3]) // per_group
     if groups > 1:
@@ -30,7 +30,7 @@ def _conv2d(call: Call) -> Lowered:
 
 def _conv2d_constant(call: Call, windows: Windows) -> Lowered:
     w = call.inputs[1]
-    return one(*emit(call), lambda dy: (spread_windows(dy, w, windows), None))
+    return one(single(call), lambda dy: (spread_windows(dy, w, windows), None))
 
 
 def _conv2d_by_patches(call: Call, windows: Windows) -> Lowered:
@@ -121,7 +121,9 @@ def _patches_by_channel(x: tf.Tensor, windows: Windows) -> tf.Tensor:
         for i in range(windows.kernel[0])
         for j in range(windows.kernel[1])
     ]
-    return tf.reshape(tf.concat([tf.reshape(part, [channels, -1]) for part in parts], axis=0), [len(parts) * channels, -1])
+    return tf.reshape(
+        tf.concat([tf.reshape(part, [channels, -1]) for part in parts], axis=0), [len(parts) * channels, -1]
+    )
 
 
 def spread_windows(dy: tf.Tensor, w: tf.Tensor, windows: Windows) -> tf.Tensor:
@@ -176,7 +178,6 @@ def _depthwise(call: Call) -> Lowered:
     x, w = call.inputs
     height, width, channels, multiplier = (int(size) for size in w.shape)
     windows = Windows.of(call, _image(call, 0), (height, width))
-    rows, columns = windows.count
     out = channels * multiplier
     if call.varies[1]:
         parts = [part for row in windows.unfold(x) for part in row]

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from export.lowering.call import Call, Lowered, emit, lowering, one
+from export.lowering.call import Call, Lowered, emit, lowering, one, single
 from export.lowering.shapes import unbroadcast
-
 
 _HUGE = 3e38  # makes at least 1 of every positive float32 that is not denormal
 
@@ -48,14 +47,14 @@ _unary("Cos", lambda x, y: -tf.sin(x))
 
 @lowering("Neg")
 def _neg(call: Call) -> Lowered:
-    return one(*emit(call), tf.negative)
+    return one(single(call), tf.negative)
 
 
 @lowering("LeakyRelu")
 def _leaky_relu(call: Call) -> Lowered:
     (x,) = call.inputs
     alpha = float(call.attr("alpha"))
-    return one(*emit(call), lambda dy: dy * (alpha + (1.0 - alpha) * positive(x)))
+    return one(single(call), lambda dy: dy * (alpha + (1.0 - alpha) * positive(x)))
 
 
 @lowering("Selu")
@@ -139,7 +138,7 @@ def _binary(kinds: tuple[str, ...], by_first: Partial, by_second: Partial) -> No
     def lower(call: Call) -> Lowered:
         a, b = call.inputs
         return one(
-            *emit(call),
+            single(call),
             lambda dy: (
                 unbroadcast(by_first(dy, a, b), a) if call.varies[0] else None,
                 unbroadcast(by_second(dy, a, b), b) if call.varies[1] else None,
@@ -188,7 +187,7 @@ def _div_no_nan(call: Call) -> Lowered:
 
 @lowering("AddN")
 def _add_n(call: Call) -> Lowered:
-    return one(*emit(call), lambda dy: (dy,) * len(call.inputs))
+    return one(single(call), lambda dy: (dy,) * len(call.inputs))
 
 
 @lowering("BiasAdd")
@@ -211,7 +210,7 @@ def _select(call: Call) -> Lowered:
             unbroadcast(dy * (1.0 - chosen), b) if call.varies[2] else None,
         )
 
-    return one(*emit(call), pullback)
+    return one(single(call), pullback)
 
 
 @lowering("Softmax")

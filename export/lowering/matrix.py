@@ -12,7 +12,7 @@ from export.lowering.products import OuterProducts, product, transposed
 
 @lowering("MatMul")
 def _mat_mul(call: Call) -> Lowered:
-    """For a weight b its gradient is put off as `OuterProducts`; that of a has the weight, the large one, on the left."""
+    """The gradient of a weight b is put off as `OuterProducts`; that of a has b, the larger one, on the left."""
     a, b = call.inputs
     if call.attr("transpose_a"):
         a = transposed(a)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from export.lowering.call import Call, Lowered, emit, lowering, one
+from export.lowering.call import Call, Lowered, emit, lowering, one, single
 from export.lowering.elementwise import positive
 from export.lowering.windows import Windows
 
@@ -66,4 +66,4 @@ def _average_pool(call: Call) -> Lowered:
         row = share if windows.kernel[1] == 1 else tf.concat([share] * windows.kernel[1], axis=3)
         return windows.fold([row] * windows.kernel[0])
 
-    return one(*emit(call), pullback)
+    return one(single(call), pullback)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from export.lowering.call import Call, Lowered, emit, lowering, one
+from export.lowering.call import Call, Lowered, emit, lowering, one, single
 
 
 def kept(call: Call, y: tf.Tensor) -> tf.Tensor:
@@ -26,13 +26,13 @@ def _axes(call: Call) -> set[int]:
 @lowering("Sum")
 def _sum(call: Call) -> Lowered:
     x = call.inputs[0]
-    return one(*emit(call), lambda dy: (kept(call, dy) + tf.zeros_like(x), None))
+    return one(single(call), lambda dy: (kept(call, dy) + tf.zeros_like(x), None))
 
 
 @lowering("Mean")
 def _mean(call: Call) -> Lowered:
     x = call.inputs[0]
-    return one(*emit(call), lambda dy: (kept(call, dy) / count_of(x, _axes(call)) + tf.zeros_like(x), None))
+    return one(single(call), lambda dy: (kept(call, dy) / count_of(x, _axes(call)) + tf.zeros_like(x), None))
 
 
 def count_of(x: tf.Tensor, axes: set[int]) -> float | tf.Tensor:

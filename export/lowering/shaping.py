@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from export.lowering.call import Call, Lowered, emit, lowering, one
+from export.lowering.call import Call, Lowered, emit, lowering, one, single
 from export.lowering.products import transposed
-from export.lowering.static import static_value
 from export.lowering.shapes import reshape_like, unbroadcast
+from export.lowering.static import static_value
 
 
 @lowering("Identity", "Snapshot", "PreventGradient", "PlaceholderWithDefault")
@@ -77,13 +77,12 @@ def _pad(call: Call) -> Lowered:
         cut = tuple(slice(int(before), -int(after) if after else None) for before, after in paddings)
         return (dy[cut], None, None)[: len(call.inputs)]
 
-    return one(*emit(call), pullback)
+    return one(single(call), pullback)
 
 
 @lowering("StridedSlice")
 def _strided_slice(call: Call) -> Lowered:
     """The gradient fills what the slice left out with zeros."""
-    x = call.inputs[0]
     begin, end, strides = (call.constant(index) for index in (1, 2, 3))
     mask = {name: int(call.attr(f"{name}_mask")) for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
     if mask["ellipsis"] or mask["new_axis"]:
@@ -96,13 +95,13 @@ def _strided_slice(call: Call) -> Lowered:
         if mask["shrink_axis"] & bit:
             stop = int(begin[axis]) + 1 or None
         slices.append(slice(start, stop, int(strides[axis])))
-    return one(*emit(call), lambda dy: (_unslice(call, dy, slices), None, None, None))
+    return one(single(call), lambda dy: (_unslice(call, dy, slices), None, None, None))
 
 
 def _unslice(call: Call, dy: tf.Tensor, slices: list[slice]) -> tf.Tensor:
     x = call.inputs[0]
     paddings = []
-    kept = [size for size in x.shape]
+    kept = list(x.shape)
     for axis, cut in enumerate(slices):
         size = x.shape[axis]
         if cut == slice(None) or cut == slice(None, None, 1):
@@ -147,7 +146,7 @@ def _slice(call: Call) -> Lowered:
         for axis in range(len(x.shape))
     ]
     paddings = [(int(b), a) for b, a in zip(begin, after, strict=True)]
-    return one(*emit(call), lambda dy: (tf.pad(dy, paddings), None, None))
+    return one(single(call), lambda dy: (tf.pad(dy, paddings), None, None))
 
 
 @lowering("Split")
@@ -173,13 +172,13 @@ def _concat(call: Call) -> Lowered:
             call.refuse("parts of free size", "join along a dimension of fixed size")
         return (*tf.split(dy, sizes, axis), None)
 
-    return one(*emit(call), pullback)
+    return one(single(call), pullback)
 
 
 @lowering("Pack")
 def _pack(call: Call) -> Lowered:
     axis = int(call.attr("axis"))
-    return one(*emit(call), lambda dy: tf.unstack(dy, len(call.inputs), axis))
+    return one(single(call), lambda dy: tf.unstack(dy, len(call.inputs), axis))
 
 
 @lowering("Unpack")
@@ -190,12 +189,12 @@ def _unpack(call: Call) -> Lowered:
 
 @lowering("BroadcastTo")
 def _broadcast_to(call: Call) -> Lowered:
-    return one(*emit(call), lambda dy: (unbroadcast(dy, call.inputs[0]), None))
+    return one(single(call), lambda dy: (unbroadcast(dy, call.inputs[0]), None))
 
 
 @lowering("Tile")
 def _tile(call: Call) -> Lowered:
-    x, multiples = call.inputs[0], [int(times) for times in call.constant(1)]
+    multiples = [int(times) for times in call.constant(1)]
 
     def pullback(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
         for axis in range(len(multiples)):
@@ -207,7 +206,7 @@ def _tile(call: Call) -> Lowered:
                 dy = tf.reshape(tf.reduce_sum(dy, axis), [*before, size, *rest])
         return dy, None
 
-    return one(*emit(call), pullback)
+    return one(single(call), pullback)
 
 
 @lowering("GatherV2", "ResourceGather")
@@ -239,10 +238,10 @@ def _gather(call: Call) -> Lowered:
 @lowering("SpaceToBatchND")
 def _space_to_batch(call: Call) -> Lowered:
     block, edges = call.constant(1), call.constant(2)
-    return one(*emit(call), lambda dy: (tf.batch_to_space(dy, block, edges), None, None))
+    return one(single(call), lambda dy: (tf.batch_to_space(dy, block, edges), None, None))
 
 
 @lowering("BatchToSpaceND")
 def _batch_to_space(call: Call) -> Lowered:
     block, edges = call.constant(1), call.constant(2)
-    return one(*emit(call), lambda dy: (tf.space_to_batch(dy, block, edges), None, None))
+    return one(single(call), lambda dy: (tf.space_to_batch(dy, block, edges), None, None))

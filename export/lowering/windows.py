@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -66,8 +67,10 @@ class Windows:
     @property
     def tiled(self) -> bool:
         """Whether the windows lie side by side and cover the image."""
-        return self.stride == self.kernel and self.dilation == (1, 1) and self.padded == self.size == tuple(
-            self.count[a] * self.kernel[a] for a in (0, 1)
+        return (
+            self.stride == self.kernel
+            and self.dilation == (1, 1)
+            and self.padded == self.size == tuple(self.count[a] * self.kernel[a] for a in (0, 1))
         )
 
     def pad(self, x: tf.Tensor, value: float = 0.0) -> tf.Tensor:
@@ -116,7 +119,7 @@ class Windows:
         """
         count, size = self.count[0], self.size[0]
         reach = (self.kernel[0] - 1) * self.dilation[0]
-        total: tf.Tensor | None = None
+        total: Any = None
         for i, part in enumerate(parts):  # row r of part i goes to row r + reach − i · dilation
             start = reach - i * self.dilation[0]
             placed = tf.pad(part, [(0, 0), (start, reach - start), (0, 0), (0, 0)]) if reach else part

@@ -50,7 +50,7 @@ def negated_bias_add(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(call: Call) -> Lowered:
         lowered = right(call)
         assert lowered.pullback is not None
-        pullback = lowered.pullback
+        pullback: Any = lowered.pullback
         return Lowered(lowered.outputs, lambda dy: (pullback(dy)[0], -pullback(dy)[1]))
 
     monkeypatch.setitem(LOWERINGS, "BiasAdd", wrong)
