@@ -56,11 +56,16 @@ def inference_artifact(
     if representative is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([example[None]] for example in representative)
-    return _convert(converter)
+    return compact(_convert(converter))
 
 
 def _convert(converter: Any) -> bytes:
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter.exclude_conversion_metadata = True
+    if not converter.optimizations:
+        # What TensorFlow does here in Python takes longer than the conversion where there are thousands of operators;
+        # `compact` does the part of it that counts.
+        converter._optimize_tflite_model = lambda model, *rest, **options: model
     try:
         artifact: bytes = converter.convert()
     except Exception as error:  # the converter has no narrower type for what it can't convert
