@@ -7,13 +7,14 @@ left operand of each step's product (see `export.lowering.products`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
 from export.errors import ExportError
+from export.replay import Replay
 from models.layers import PeepholeLSTMCell
 from models.state import all_layers
 
@@ -46,6 +47,18 @@ def written_out(model: tf.keras.Model) -> Iterator[None]:
         for layer, unroll in kept:
             layer.unroll = unroll
             layer.__dict__.pop("call", None)
+
+
+def replay_model(
+    model: tf.keras.Model, function: Callable[..., Any], inputs: Sequence[tf.Tensor], trained: Sequence[tf.Variable]
+) -> Replay:
+    """`Replay` of a function that calls the model, with recurrent layers written out."""
+
+    def written(*values: tf.Tensor) -> Any:
+        with written_out(model):
+            return function(*values)
+
+    return Replay(written, inputs, trained, {layer.name for layer in all_layers(model)})
 
 
 def _check(layer: Any) -> None:

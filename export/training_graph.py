@@ -14,13 +14,12 @@ import tensorflow as tf
 from device_runtime.bundle import Signature
 from device_runtime.tensors import TensorSpec
 from export.errors import ExportError
-from export.recurrent import written_out
+from export.recurrent import replay_model
 from export.replay import Replay
 from models import ModelSpec, tensor_names, trained_variables
 from models.dropout import has_dropout, seeded_dropout
 from models.losses import LOSSES
 from models.optimizers import ClientOptimizer
-from models.state import all_layers
 from models.training import evaluation_sums
 
 
@@ -86,13 +85,7 @@ class TrainingGraph(tf.Module):
         }
 
     def _replay(self, function: Any, *inputs: tf.Tensor) -> Replay:
-        names = {layer.name for layer in all_layers(self.model)}
-
-        def written(*values: tf.Tensor) -> Any:
-            with written_out(self.model):
-                return function(*values)
-
-        return Replay(written, inputs, self.weights, names)
+        return replay_model(self.model, function, inputs, self.weights)
 
     def _train(
         self, x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, proximal: tf.Tensor, *seed: tf.Tensor

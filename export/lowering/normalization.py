@@ -12,10 +12,7 @@ from export.lowering.reduction import count_of
 
 @lowering("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 def _fused_batch_norm(call: Call) -> Lowered:
-    """With the batch's own statistics in training; the variance that goes into the moving one is unbiased.
-
-    With an ``exponential_avg_factor`` below 1, which Keras gives, the operator moves the averages itself.
-    """
+    """With the batch's own statistics in training; the variance that goes into the moving one is unbiased."""
     x, scale, offset, mean, variance = call.inputs
     axis = {b"NHWC": len(x.shape) - 1, b"NCHW": 1}[call.attr("data_format")]
     axes = [a for a in range(len(x.shape)) if a != axis]
@@ -29,14 +26,15 @@ def _fused_batch_norm(call: Call) -> Lowered:
     count = count_of(x, set(axes))
     outputs = (mean, variance)
     if training:
-        factor = float(call.attr("exponential_avg_factor")) if "exponential_avg_factor" in call.op.node_def.attr else 1.0
-        before = (mean, variance)
         mean = tf.reduce_mean(x, axes)
         centred = x - along(mean)
         variance = tf.reduce_mean(centred * centred, axes)
         outputs = (mean, variance * (count / tf.maximum(count - 1.0, 1.0)))
-        if factor != 1.0:
-            outputs = tuple(old + (new - old) * factor for old, new in zip(before, outputs, strict=True))
+        factor = float(call.attr("exponential_avg_factor")) if call.op.type == "FusedBatchNormV3" else 1.0
+        if factor != 1.0:  # the operator itself moves the averages
+            outputs = tuple(
+                moving + factor * (batch - moving) for moving, batch in zip(call.inputs[3:], outputs, strict=True)
+            )
     else:
         centred = x - along(mean)
     inverse = tf.math.rsqrt(variance + float(call.attr("epsilon")))
