@@ -8,6 +8,7 @@ the model makes (moving averages) are collected, and carried out at the end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -56,6 +57,7 @@ class _Step:
     varies: tuple[bool, ...]
     outputs: tuple[tf.Tensor, ...]
     pullback: Any
+    scope: str
 
 
 class Replay:
@@ -114,18 +116,20 @@ class Replay:
                 tf.zeros_like(output) if gradient is None and output.dtype.is_floating else gradient
                 for output, gradient in zip(step.outputs, by_outputs, strict=True)
             ]
-            by_inputs = step.pullback(*filled)
+            with tf.name_scope(step.scope):
+                by_inputs = step.pullback(*filled)
             if not isinstance(by_inputs, tuple | list):
                 by_inputs = (by_inputs,)
             for x, varies, gradient in zip(step.inputs, step.varies, by_inputs, strict=True):
                 if varies and gradient is not None:
                     found[id(x)] = _sum(found.get(id(x)), gradient)
-        return [
-            tf.zeros_like(variable)
-            if variable.ref() not in self.reads or found.get(id(self.reads[variable.ref()])) is None
-            else _computed(found[id(self.reads[variable.ref()])])
-            for variable in variables
-        ]
+        return [self._gradient_of(variable, found) for variable in variables]
+
+    def _gradient_of(self, variable: tf.Variable, found: Mapping[int, Gradient]) -> tf.Tensor:
+        read = self.reads.get(variable.ref())
+        gradient = None if read is None else found.get(id(read))
+        with tf.name_scope(scope_of(variable.name.split("/")[0])):
+            return tf.zeros_like(variable) if gradient is None else _computed(gradient)
 
     def _run(self, graph: Any, feeds: dict[str, Any], results: Sequence[tf.Tensor], scope: str) -> list[Any]:
         """Emit a graph; `feeds` and results are `_Value`s, or variables in the place of their handles."""
@@ -152,6 +156,11 @@ class Replay:
             inputs = [self._read(inputs[0]), *inputs[1:]]
         varies = tuple(value.varies for value in inputs)
         call = Call(op, tuple(value.tensor for value in inputs), varies, self._layer(scope + op.name))
+        with tf.name_scope(scope_of(call.layer)):
+            return self._lower(call, op)
+
+    def _lower(self, call: Call, op: tf.Operation) -> list[Any]:
+        varies = call.varies
         if op.type in _WITHOUT_GRADIENT or (not any(varies) and op.type not in _ALWAYS_LOWERED):
             return [_Value(tensor, False) for tensor in emit(call)]
         if op.type not in LOWERINGS:
@@ -164,7 +173,7 @@ class Replay:
             return [_Value(tensor, False) for tensor in lowered.outputs]
         # Outputs that are inputs passed on get a name of their own, so that gradients are not counted twice.
         outputs = tuple(tf.identity(t) if any(t is i for i in call.inputs) else t for t in lowered.outputs)
-        self._steps.append(_Step(call.inputs, varies, outputs, lowered.pullback))
+        self._steps.append(_Step(call.inputs, varies, outputs, lowered.pullback, scope_of(call.layer)))
         return [_Value(tensor, True) for tensor in outputs]
 
     def _variable(self, op: tf.Operation, inputs: list[Any]) -> list[Any] | None:
@@ -217,6 +226,12 @@ _ALWAYS_LOWERED = frozenset(
     }
 )
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
+
+
+def scope_of(layer: str) -> str:
+    """The scope of all operators that a layer became, so that their names tell it; it is entered any number of times."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", layer)
+    return f"{name if name[:1].isalnum() else f'.{name}'}/"  # a scope starts with a letter, a digit or a dot
 
 
 def _trace(function: Callable[..., Any], inputs: Sequence[tf.Tensor]) -> Any:
