@@ -156,9 +156,9 @@ class TrainingGraph(tf.Module):
         return {"count": tf.add_n([tf.reduce_sum(tf.ones_like(value)) for value in values])}
 
     def _get_weights(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
-        # TFLite drops an input that nothing reads, and with it the signature; 0 × unused keeps it.
-        nothing = 0.0 * unused
-        return {f"w{index}": weight + nothing for index, weight in enumerate(self.weights)}
+        # TFLite drops an input that nothing reads, and with it the signature; the count reads it.
+        count = unused + float(sum(weight.shape.num_elements() for weight in self.weights))
+        return {f"w{index}": weight.read_value() for index, weight in enumerate(self.weights)} | {"count": count}
 
     def _anchor(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
         for weight, anchor in zip(self._gradient_weights, self._anchors, strict=True):
