@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from export.compaction import compact
 from export.errors import ExportError
-from export.recurrent import replay_model
+from export.recurrent import trace_model
+from export.replay import Replay
 
 
 def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
@@ -45,10 +46,12 @@ def inference_artifact(
         ExportError: an operator has no TFLite builtin; the message names it.
     """
 
+    graph = trace_model(model, lambda x: model(x, training=False), [tf.TensorSpec(x.shape, x.dtype)])
+
     class Inference(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")], autograph=False)
         def infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": replay_model(model, lambda x: model(x, training=False), (x,), ()).outputs[0]}
+            return {"logits": Replay(graph, (x,), ()).outputs[0]}
 
     module = Inference()
     function = module.infer.get_concrete_function()
