@@ -14,12 +14,15 @@ from export.errors import ExportError
 from export.replay import Replay
 
 
-def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
+def training_artifact(functions: dict[str, Any]) -> bytes:
     """The bytes of ``train.tflite``: every function as a signature, weights as resource variables.
 
     Raises:
         ExportError: an operator has no TFLite builtin; the message names it.
     """
+    # Only the variables: with the Keras model, TensorFlow would trace all its layers again, and save that too.
+    module = tf.Module()
+    module.kept = list({v.ref(): v for function in functions.values() for v in function.graph.variables}.values())
     with tempfile.TemporaryDirectory() as folder:
         saved = str(Path(folder) / "saved")
         # A registered gradient is no part of the artifact: it has been applied when the graph was made.
