@@ -8,15 +8,23 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Keras and matplotlib write settings where they start: not in the user's home.
 export KERAS_HOME ?= $(CURDIR)/.venv/var/pocketfed/keras
 export MPLCONFIGDIR ?= $(CURDIR)/.venv/var/pocketfed/matplotlib
+# Further runtimes, each a Python with an interpreter: exports are tested in them, and so are the layers.
+LITERT := $(CURDIR)/.venv/litert
+export POCKETFED_RUNTIMES ?= $(LITERT)/bin/python
 # TensorFlow takes a minute to import where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test check test-data bench bench-setup clean
 
-setup: .venv/.ready
+setup: .venv/.ready .venv/litert/.ready
 
 .venv/.ready: pyproject.toml uv.lock | $(UV)
 	$(UV) sync --frozen --python $(PYTHON)
+	@touch $@
+
+# ai-edge-litert needs another NumPy than TensorFlow: an environment of its own, inside of .venv.
+.venv/litert/.ready: runtimes/litert/pyproject.toml runtimes/litert/uv.lock .venv/.ready
+	UV_PROJECT_ENVIRONMENT=$(LITERT) $(UV) sync --frozen --project runtimes/litert --python $(PYTHON)
 	@touch $@
 
 # Where uv is missing, it goes into a virtual environment of its own.

@@ -1,4 +1,4 @@
-"""`pocketfed export`, `parity` and `inspect`: bundles and what is in them."""
+"""`pocketfed parity` and `inspect`: bundles and what is in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import BUNDLE, JSON, MODEL_HELP, SEED, print_json
+from cli.options import BUNDLE, JSON, SEED, print_json
 
 if TYPE_CHECKING:
     from export.inspection import Inspection
@@ -17,69 +17,47 @@ if TYPE_CHECKING:
 _COSTLIEST = 20
 
 
-@click.command(short_help="Make a bundle that devices train.", epilog=f"Models: {MODEL_HELP}")
-@click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle.")
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="safetensors file to start from, such as a simulation's."
-)
-@click.option(
-    "--seed", default=0, show_default=True, type=SEED, help="Of the initial weights, where --weights is not given."
-)
-@click.option(
-    "--bundle-version", default=1, show_default=True, type=click.IntRange(min=0), help="Devices refuse older."
-)
-@click.option("--sign", "key", type=click.Path(path_type=Path), help="File of the private key to sign the bundle with.")
-@JSON
-def export(
-    model: str, out: Path, weights: Path | None, seed: int, bundle_version: int, key: Path | None, as_json: bool
-) -> None:
-    """Export MODEL as a bundle that devices train.
-
-    It becomes the folder OUT/MODEL-VERSION.bundle.
-
-    The training artifact consists of TFLite builtin operators only. Before anything is written it is run,
-    and must compute what Keras computes.
-    """
-    from device_runtime.keys import key_id, read_private_key
-
-    private = read_private_key(key) if key else None  # a wrong key is told before TensorFlow takes its seconds
-    import models
-    from export.bundle_writer import export_bundle
-
-    bundle = export_bundle(models.get(model), out, bundle_version, seed, weights, private)
-    made = {"bundle": str(bundle.path), "identity": bundle.identity, "parameters": bundle.manifest.parameters}
-    told = f"{bundle.path}: {bundle.manifest.parameters:,} parameters, identity {bundle.identity[:16]}…"
-    if private is not None:
-        signer = key_id(private.public_key())
-        made, told = made | {"key_id": signer}, f"{told}, signed with the key {signer}"
-    if as_json:
-        print_json(made)
-    else:
-        click.echo(told)
-
-
 @click.command(short_help="Compare training in Keras and in TFLite.")
 @BUNDLE
 @click.option("--steps", default=60, show_default=True, help="Training steps to compare; at least 60.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of the synthetic batches.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Of the interpreter.")
+@click.option("--keras", "source", help="The model of a bundle that was exported with --keras, as it was given there.")
+@click.option("--data", type=click.Path(path_type=Path), help="Examples (.npz: x and y) to measure infer.tflite on.")
 @JSON
 @click.pass_context
-def parity(ctx: click.Context, bundle: Path, steps: int, seed: int, threads: int, as_json: bool) -> None:
+def parity(
+    ctx: click.Context,
+    bundle: Path,
+    steps: int,
+    seed: int,
+    threads: int,
+    source: str | None,
+    data: Path | None,
+    as_json: bool,
+) -> None:
     """Train BUNDLE's model in Keras and in the TFLite interpreter, and compare after every step.
 
-    Both start from the bundle's weights and see the same batches. Exit code 1 where they differ by more
-    than float32 explains.
+    Both start from the bundle's weights and see the same batches. The inference artifact is compared too; what 8 bits
+    cost in accuracy is told. Exit code 1 where they differ by more than float32 explains.
     """
     from cli.progress import round_progress
     from device_runtime.bundle import open_bundle
+    from device_runtime.examples import load_examples
 
     opened = open_bundle(bundle)
+    examples = load_examples(data, opened.manifest) if data else None
     from export.parity import check_parity
+    from export.user_model import user_spec
+
+    spec = user_spec(source, opened.manifest.loss, opened.manifest.name) if source else None
+
+    def tell(step: int) -> None:
+        if step % 10 == 0:
+            progress(step, "")
 
     with round_progress("comparing", steps) as progress:
-        report = check_parity(opened, steps, seed, threads, lambda step: progress(step, "") if step % 10 == 0 else None)
+        report = check_parity(opened, steps, seed, threads, tell, spec, examples)
     if as_json:
         print_json(report.to_json())
     else:
@@ -92,18 +70,26 @@ def print_parity(report: ParityReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from export.parity import TOLERANCE
+    from export.parity import TOLERANCE, layer_of
 
     table = Table("tensor", "largest difference", "relative", title=f"{report.steps} steps, Keras against TFLite")
     for difference in report.differences:
         table.add_row(difference.name, f"{difference.max_abs:.2e}", f"{difference.max_rel:.2e}")
     Console().print(table)
+    inference = report.inference
+    click.echo(
+        f"infer.tflite ({inference.computes_in}), {inference.examples} {'synthetic ' if inference.synthetic else ''}"
+        f"examples: {inference.metric} {inference.artifact:.4f}, Keras {inference.keras:.4f}; logits differ by"
+        f" {inference.max_rel:.1e}"
+    )
     if report.kinks:
         click.echo(f"kinks crossed, and the step's update confirmed, at steps {', '.join(map(str, report.kinks))}")
     if report.ok:
         click.echo(f"parity holds: largest relative difference {report.worst.max_rel:.1e}, tolerance {TOLERANCE:.0e}")
     else:
-        click.echo(f"parity FAILS: {report.tensor} differs first, at step {report.step}")
+        layer = layer_of(report.tensor)
+        where = f" (layer {layer})" if layer else ""
+        click.echo(f"parity FAILS: {report.tensor}{where} differs first, at step {report.step}")
 
 
 @click.command(short_help="Show a bundle's operators and sizes.")

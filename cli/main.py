@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from cli.bench import bench
-from cli.bundles import export, inspect, parity
+from cli.bundles import inspect, parity
 from cli.demo import demo
+from cli.export import export
 from cli.serve import serve
 from cli.signing import keygen, sign, verify
 from cli.simulate import simulate

@@ -16,6 +16,7 @@ BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 # Help loads no TensorFlow, and the registry does: so the names stand here once more, and a test compares.
 MODEL_NAMES = ("cifar_cnn", "digits_mlp", "mnist_2nn", "mnist_cnn", "shakespeare_lstm", "word_lstm")
 MODEL_HELP = f"{', '.join(MODEL_NAMES[:-1])} or {MODEL_NAMES[-1]}."
+OPTIMIZER_NAMES = ("sgd", "momentum", "adam")
 SEED = click.IntRange(0, 2**53 - 1)  # as `device_runtime.work.ClientWork` takes them
 
 

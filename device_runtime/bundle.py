@@ -70,6 +70,7 @@ class Manifest:
         loss: the name of the training loss.
         metric: the name of the evaluation metric.
         optimizer: the client's, with its settings; its state lives in the artifact.
+        inference: what ``infer.tflite`` computes in: float32 or int8.
         runtime: the class of runtime that it needs.
         created: when and with what versions it was made.
     """
@@ -82,6 +83,7 @@ class Manifest:
     loss: str
     metric: str
     optimizer: Mapping[str, Any]
+    inference: str
     runtime: str
     created: Mapping[str, str]
 
@@ -126,6 +128,7 @@ class Manifest:
                 "loss": self.loss,
                 "metric": self.metric,
                 "optimizer": dict(self.optimizer),
+                "inference": self.inference,
                 "runtime": self.runtime,
                 "created": dict(self.created),
             }
@@ -160,6 +163,7 @@ class Manifest:
             loss=reader.text("loss"),
             metric=reader.text("metric"),
             optimizer=reader.mapping("optimizer"),
+            inference=reader.text("inference"),
             runtime=reader.text("runtime"),
             created={name: str(text) for name, text in reader.mapping("created").items()},
         )

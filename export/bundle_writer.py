@@ -8,8 +8,10 @@ import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -49,6 +51,7 @@ def export_bundle(
     seed: int = 0,
     weights_file: Path | None = None,
     key: Ed25519PrivateKey | None = None,
+    representative: npt.NDArray[Any] | None = None,
 ) -> Bundle:
     """Make ``out/NAME-VERSION.bundle/``.
 
@@ -59,6 +62,7 @@ def export_bundle(
         seed: of the initial weights and of the golden batch.
         weights_file: safetensors file to take the weights from instead.
         key: signs the bundle; without one, it is not signed.
+        representative: examples [n, …]; with them ``infer.tflite`` is quantised to 8 bits.
 
     Raises:
         InputError: the bundle exists already or can't be written, or the weights can't be read or are not finite.
@@ -85,13 +89,11 @@ def export_bundle(
 
     functions = graph.functions()
     signatures = describe(functions)
-    classes = signatures["infer"].outputs[0].shape[-1]
-    assert classes is not None  # the layers that can be exported fix it
     files = {
         TRAIN_ARTIFACT: training_artifact(graph, functions),
-        INFER_ARTIFACT: inference_artifact(model, spec.input),
+        INFER_ARTIFACT: inference_artifact(model, spec.input, representative),
         WEIGHTS: dump_weights(weights, tensors),
-        GOLDEN: golden_file(spec, weights, classes, seed),
+        GOLDEN: golden_file(spec, weights, seed),
     }
     for name in (TRAIN_ARTIFACT, INFER_ARTIFACT):
         custom = read_operators(files[name], name).custom
@@ -106,6 +108,7 @@ def export_bundle(
         loss=spec.loss,
         metric=spec.metric,
         optimizer=spec.optimizer.to_json(),
+        inference="float32" if representative is None else "int8",
         runtime=RUNTIME,
         created=_created(),
     )

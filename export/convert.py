@@ -6,10 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import tensorflow as tf
 
 from export.compaction import compact
 from export.errors import ExportError
+from export.recurrent import trace_model
+from export.replay import Replay
 
 
 def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
@@ -28,29 +31,44 @@ def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
         return compact(_convert(converter))
 
 
-def inference_artifact(model: tf.keras.Model, x: tf.TensorSpec) -> bytes:
+def inference_artifact(
+    model: tf.keras.Model, x: tf.TensorSpec, representative: npt.NDArray[Any] | None = None
+) -> bytes:
     """The bytes of ``infer.tflite``: the model with its present weights as constants, one signature ``infer``.
+
+    Args:
+        model: whose weights are frozen.
+        x: its input.
+        representative: examples as the model meets them, [n, …]. With them weights and activations are quantised to
+            8 bits (Jacob et al. 2018), in ranges that are measured on these examples; input and logits stay float32.
 
     Raises:
         ExportError: an operator has no TFLite builtin; the message names it.
     """
 
-    class Inference(tf.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+    graph = trace_model(model, lambda x: model(x, training=False), [tf.TensorSpec(x.shape, x.dtype)])
 
-        @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")])
+    class Inference(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")], autograph=False)
         def infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.model(x, training=False)}
+            return {"logits": Replay(graph, (x,), ()).outputs[0]}
 
     module = Inference()
     function = module.infer.get_concrete_function()
-    return _convert(tf.lite.TFLiteConverter.from_concrete_functions([function], module))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+    if representative is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([example[None]] for example in representative)
+    return compact(_convert(converter))
 
 
 def _convert(converter: Any) -> bytes:
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter.exclude_conversion_metadata = True
+    if not converter.optimizations:
+        # What TensorFlow does here in Python takes longer than the conversion where there are thousands of operators;
+        # `compact` does the part of it that counts.
+        converter._optimize_tflite_model = lambda model, *rest, **options: model
     try:
         artifact: bytes = converter.convert()
     except Exception as error:  # the converter has no narrower type for what it can't convert

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import models
-from device_runtime.bundle import Bundle
-from device_runtime.errors import CheckFailedError, InputError
-from device_runtime.selftest import loss_difference, relative_difference
+from device_runtime.bundle import INFER_ARTIFACT, MANIFEST, Bundle
+from device_runtime.errors import CheckFailedError, InputError, IntegrityError
+from device_runtime.examples import Examples
+from device_runtime.selftest import loss_difference, weight_differences
 from device_runtime.tensors import Weights
 from device_runtime.trainer import Trainer
 from device_runtime.work import step_seeds
-from export.reference import KerasTrainer, synthetic_batch
+from export.inference import InferenceReport, compare_inference
+from export.reference import KerasTrainer, symbols_of, synthetic_batch
+from models import ClientOptimizer, ModelSpec
 
 TOLERANCE = 1e-4
 """Largest relative difference: of a weight tensor, over its largest weight; of a loss, over the loss or 1."""
@@ -33,8 +36,9 @@ TOLERANCE = 1e-4
 UPDATE_TOLERANCE = 5e-3
 """Largest difference of one step's update from the same weights, over the largest element of that update."""
 
-LEARNING_RATE = 0.05
 PROXIMAL = 0.1
+_JITTERS = (3e-7,) * 6 + (1e-6,) * 6
+"""Relative changes of the weights that are within the rounding errors of a forward pass."""
 _BATCH_SIZES = (10, 1, 7, 32)
 MINIMUM_STEPS = 60
 
@@ -57,6 +61,7 @@ class ParityReport:
         differences: for the loss and for each weight tensor.
         tensor, step: the first difference that is not explained by a kink, or None; steps count from 1.
         kinks: the steps at which a kink was crossed, and Keras went on from the interpreter's weights.
+        inference: of ``infer.tflite``, compared first of all.
     """
 
     steps: int
@@ -64,6 +69,7 @@ class ParityReport:
     tensor: str | None
     step: int | None
     kinks: tuple[int, ...]
+    inference: InferenceReport
 
     @property
     def ok(self) -> bool:
@@ -82,8 +88,10 @@ class ParityReport:
             "max_rel": _number(self.worst.max_rel),
             "tensor": self.tensor,
             "step": self.step,
+            "layer": layer_of(self.tensor),
             "kinks": list(self.kinks),
             "tolerance": TOLERANCE,
+            "inference": self.inference.to_json(),
             "differences": {
                 d.name: {"max_abs": _number(d.max_abs), "max_rel": _number(d.max_rel)} for d in self.differences
             },
@@ -94,23 +102,32 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no infinity
 
 
+def layer_of(tensor: str | None) -> str | None:
+    """The Keras layer that a weight belongs to; None for the loss, and for None."""
+    return tensor.split("/")[0] if tensor and "/" in tensor else None
+
+
 def check_parity(
     bundle: Bundle,
     steps: int = MINIMUM_STEPS,
     seed: int = 0,
     threads: int = 1,
     progress: Callable[[int], None] = lambda step: None,
+    spec: ModelSpec | None = None,
+    examples: Examples | None = None,
 ) -> ParityReport:
     """Replay `steps` training steps in Keras and in the interpreter, and compare after each.
 
     The batches are synthetic, of 10, 1, 7 and 32 examples by turns; every fourth step has a proximal term.
 
     Args:
-        bundle: its model is rebuilt from the registry by name.
+        bundle: to be checked.
         steps: at least 60.
         seed: of the batches and of the dropout masks.
         threads: of the interpreter.
         progress: called with the number of steps done.
+        spec: the model, for a bundle that was made from a user's own; by default that of the registry with its name.
+        examples: to measure the accuracy of ``infer.tflite`` on; by default synthetic ones.
 
     Raises:
         UnknownModelError: the registry does not know the bundle's model.
@@ -119,7 +136,12 @@ def check_parity(
     """
     if steps < MINIMUM_STEPS:
         raise InputError(f"parity: at least {MINIMUM_STEPS} steps are needed to show a drift, not {steps}")
-    spec = models.get(bundle.manifest.name)
+    spec = replace(
+        spec or models.get(bundle.manifest.name),
+        loss=bundle.manifest.loss,
+        metric=bundle.manifest.metric,
+        optimizer=_optimizer(bundle),
+    )
     weights = bundle.initial_weights()
     shapes = [tuple(variable.shape) for variable in models.trained_variables(spec.build())]
     if shapes != [tensor.shape for tensor in bundle.manifest.tensors]:
@@ -129,39 +151,76 @@ def check_parity(
 
     names = ["loss", *(tensor.name for tensor in bundle.manifest.tensors)]
     max_abs, max_rel = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    tensor: str | None = None
     kinks: list[int] = []
-    classes = bundle.manifest.signatures["infer"].outputs[0].shape[-1] or 1
+    inference = compare_inference(bundle, spec, keras.model, examples, seed)
+    tensor = None if inference.ok else INFER_ARTIFACT
+    rate = float(bundle.golden()["learning_rate"])
+    done = 0
     before = weights
     seeds = [0, *step_seeds(seed, steps).tolist()]  # of the dropout masks; steps count from 1
-    for step, (x, y, proximal) in enumerate(_batches(spec, classes, steps, seed), start=1):
+    for step, (x, y, proximal) in enumerate(_batches(spec, keras.model, steps, seed), start=1):
+        if tensor is not None:
+            break
         slots = keras.get_slots()
-        loss, lite_loss = (trainer.step(x, y, LEARNING_RATE, proximal, seed=seeds[step]) for trainer in (keras, lite))
+        loss, lite_loss = (trainer.step(x, y, rate, proximal, seed=seeds[step]) for trainer in (keras, lite))
         after = lite.get_weights()
         relative = _relative(names, (lite_loss, *after), (loss, *keras.get_weights()))
         if max(relative.values()) > TOLERANCE:
-            keras.set_weights(before)
-            keras.set_slots(slots)
-            loss = keras.step(x, y, LEARNING_RATE, proximal, seed=seeds[step])
-            tensor = _different_update(names, before, (lite_loss, after), (loss, keras.get_weights()))
+
+            def repeat(
+                start: Weights, slots: Weights = slots, x: Any = x, y: Any = y, pull: float = proximal, at: int = step
+            ) -> tuple[float, Weights]:
+                keras.set_weights(start)
+                keras.set_slots(slots)
+                return keras.step(x, y, rate, pull, seed=seeds[at]), keras.get_weights()
+
+            tensor = _unexplained(names, before, (lite_loss, after), repeat)
             if tensor is None:
+                loss = lite_loss
                 kinks.append(step)
                 keras.set_weights(after)
                 relative = _relative(names, (lite_loss, *after), (loss, *keras.get_weights()))
         for name, actual, expected in zip(names, (lite_loss, *after), (loss, *keras.get_weights()), strict=True):
             max_rel[name] = max(max_rel[name], relative[name])
             max_abs[name] = max(max_abs[name], _largest(np.asarray(actual) - np.asarray(expected)))
-        if tensor is not None:
-            break
-        before = after
+        before, done = after, step
         progress(step)
     differences = tuple(Difference(name, max_abs[name], max_rel[name]) for name in names)
-    return ParityReport(step, differences, tensor, None if tensor is None else step, tuple(kinks))
+    return ParityReport(done, differences, tensor, None if tensor is None else done, tuple(kinks), inference)
 
 
-def _relative(names: Sequence[str], actual: Sequence[Any], expected: Sequence[Any]) -> dict[str, float]:
-    measures = [loss_difference, *(relative_difference for _ in names[1:])]
-    return {name: measure(a, e) for name, measure, a, e in zip(names, measures, actual, expected, strict=True)}
+def _optimizer(bundle: Bundle) -> ClientOptimizer:
+    try:
+        return ClientOptimizer.from_json(dict(bundle.manifest.optimizer))
+    except ValueError as error:
+        raise IntegrityError(f"{bundle.path / MANIFEST}: {error}; export the bundle again") from None
+
+
+def _relative(names: Sequence[str], actual: tuple[Any, ...], expected: tuple[Any, ...]) -> dict[str, float]:
+    differences = [loss_difference(actual[0], expected[0]), *weight_differences(actual[1:], expected[1:])]
+    return dict(zip(names, differences, strict=True))
+
+
+def _unexplained(
+    names: Sequence[str],
+    before: Weights,
+    actual: tuple[float, Weights],
+    repeat: Callable[[Weights], tuple[float, Weights]],
+) -> str | None:
+    """The loss or first tensor of a step that Keras does not compute from the same weights; None where it does.
+
+    Or from weights that are the same but for rounding: an activation may lie on the kink itself, where even from equal
+    weights the two fall on different sides.
+    """
+    tensor = _different_update(names, before, actual, repeat(before))
+    rng = np.random.Generator(np.random.Philox(0))
+    for jitter in _JITTERS if tensor is not None else ():
+        start = tuple((w * (1 + jitter * rng.standard_normal(w.shape))).astype(np.float32) for w in before)
+        loss, moved = repeat(start)
+        shifted = tuple(w + (m - s) for w, m, s in zip(before, moved, start, strict=True))
+        if _different_update(names, before, actual, (loss, shifted)) is None:
+            return None
+    return tensor
 
 
 def _different_update(
@@ -170,10 +229,13 @@ def _different_update(
     """The loss or first tensor whose update, from the same weights and batch, differs; None if none does."""
     if not loss_difference(actual[0], expected[0]) <= TOLERANCE:
         return names[0]
-    for name, start, lite, keras in zip(names[1:], before, actual[1], expected[1], strict=True):
-        # A weight is rounded when the update is added: by up to half a unit in the last place on each side.
-        rounding = float(np.spacing(np.abs(start).max()))
-        allowed = UPDATE_TOLERANCE * _largest(keras - start) + rounding
+    updates = [_largest(keras - start) for start, keras in zip(before, expected[1], strict=True)]
+    smallest = max(updates) / 1000  # of rounding errors alone, see `weight_differences`
+    for name, start, lite, keras, update in zip(names[1:], before, actual[1], expected[1], updates, strict=True):
+        # A weight is rounded when the update is added, by up to half a unit in the last place on each side, and once
+        # more when a start is shifted.
+        rounding = 2 * float(np.spacing(np.abs(start).max()))
+        allowed = UPDATE_TOLERANCE * max(update, smallest) + rounding
         if not _largest(lite - keras) <= allowed:
             return name
     return None
@@ -185,9 +247,10 @@ def _largest(values: npt.NDArray[Any]) -> float:
 
 
 def _batches(
-    spec: models.ModelSpec, classes: int, steps: int, seed: int
+    spec: ModelSpec, model: Any, steps: int, seed: int
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], float]]:
     rng = np.random.Generator(np.random.Philox(seed))
+    classes, symbols = model.output_shape[-1], symbols_of(model)
     for step in range(steps):
-        x, y = synthetic_batch(spec, classes, _BATCH_SIZES[step % len(_BATCH_SIZES)], rng)
+        x, y = synthetic_batch(spec, classes, _BATCH_SIZES[step % len(_BATCH_SIZES)], rng, symbols)
         yield x, y, PROXIMAL if step % 4 == 3 else 0.0

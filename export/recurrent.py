@@ -7,13 +7,14 @@ left operand of each step's product (see `export.lowering.products`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
 from export.errors import ExportError
+from export.replay import trace
 from models.layers import PeepholeLSTMCell
 from models.state import all_layers
 
@@ -46,6 +47,16 @@ def written_out(model: tf.keras.Model) -> Iterator[None]:
         for layer, unroll in kept:
             layer.unroll = unroll
             layer.__dict__.pop("call", None)
+
+
+def trace_model(model: tf.keras.Model, function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
+    """The graph of a function that calls the model, with recurrent layers written out."""
+
+    def written(*values: tf.Tensor) -> Any:
+        with written_out(model):
+            return function(*values)
+
+    return trace(written, specs)
 
 
 def _check(layer: Any) -> None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from device_runtime.tensors import FloatArray, Weights
 from models import ModelSpec, trained_variables
+from models.state import all_layers
 from models.training import client_step
 
 
@@ -70,21 +71,32 @@ class KerasTrainer:
             )
         return float(self._steps[proximal](x, y, np.float32(learning_rate), np.int32(seed)))
 
+    @property
+    def model(self) -> Any:
+        """The Keras model, with the current weights."""
+        return self._model
+
     def infer(self, x: npt.NDArray[Any]) -> FloatArray:
         """Logits, float32 [B, …]."""
         logits: FloatArray = self._model(x, training=False).numpy()
         return logits
 
 
+def symbols_of(model: tf.keras.Model) -> int | None:
+    """How many symbols all embeddings of the model know; None for a model without any."""
+    sizes = [layer.input_dim for layer in all_layers(model) if isinstance(layer, tf.keras.layers.Embedding)]
+    return min(sizes, default=None)
+
+
 def synthetic_batch(
-    spec: ModelSpec, classes: int, size: int, rng: np.random.Generator
+    spec: ModelSpec, classes: int, size: int, rng: np.random.Generator, symbols: int | None = None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """A batch that can be learned without any data set.
 
     Labels that are classes come with noise around zero and a bump whose place is the label. Features that are whole
-    numbers are symbols below `classes`; where each step of a sequence has a label, it is the next symbol in the
-    alphabet. Labels that are no classes are one-hot for `categorical_crossentropy`, 0 or 1 for `binary_crossentropy`,
-    and else numbers from 0 to 1.
+    numbers are below `symbols`, or else `classes`; where each step of a sequence has a label, it is the next symbol
+    in the alphabet. Labels that are no classes are one-hot for `categorical_crossentropy`, 0 or 1 for
+    `binary_crossentropy`, and else numbers from 0 to 1.
 
     Returns:
         x [size, …] and y [size, …] as the spec's input and label.
@@ -103,7 +115,7 @@ def synthetic_batch(
         y = rng.integers(0, 2, y_shape) if spec.loss == "binary_crossentropy" else rng.random(y_shape)
         place = 0.25 + 0.5 * y.reshape(size, -1)[:, :1]
     if spec.input.dtype.is_integer:
-        x = rng.integers(0, classes, x_shape)
+        x = rng.integers(0, symbols or classes, x_shape)
         if x_shape == y_shape:
             y = (x + 1) % classes
     else:

@@ -18,6 +18,7 @@ from tensorflow.python.framework import function_def_to_graph
 
 from export.errors import ExportError
 from export.lowering import LOWERINGS, Call, Gradient, OuterProducts, emit
+from export.lowering.products import transposed
 
 _WITHOUT_GRADIENT = frozenset(
     {
@@ -58,14 +59,26 @@ class _Step:
     pullback: Any
 
 
+def trace(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
+    """The graph of a function that calls the model, and returns a tensor or a tuple of tensors."""
+    try:
+        with tf.init_scope():
+            return tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    except ExportError as error:
+        # Keras puts lines of its own around what is raised inside of a layer.
+        lines = str(error).splitlines()
+        raise ExportError(next((line for line in lines if line.startswith("layer ")), lines[0])) from None
+
+
 class Replay:
     """A function of the model, such as its loss, in the current graph.
 
     Args:
-        function: takes tensors like `inputs`, calls the model, and returns a tensor or a tuple of tensors.
-        inputs: tensors of the current graph.
+        graph: the traced function, see `trace`.
+        inputs: tensors of the current graph, as the function takes them.
         trained: the variables that may change; all others are constants of the artifact.
         layers: names of the model's layers, for messages.
+        given: values of variables, in place of reading them.
 
     Attributes:
         outputs: what the function returns.
@@ -78,7 +91,7 @@ class Replay:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        graph: Any,
         inputs: Sequence[tf.Tensor],
         trained: Sequence[tf.Variable],
         layers: Collection[str] = (),
@@ -91,7 +104,6 @@ class Replay:
         self.reads: dict[Any, tf.Tensor] = dict(given)
         self.updates: dict[Any, tf.Tensor] = {}
 
-        graph = _trace(function, inputs)
         resources = {id(variable.handle): variable for variable in graph.variables}
         feeds: dict[str, Any] = {
             inner.name: _Value(tensor, False) for inner, tensor in zip(graph.inputs, inputs, strict=False)
@@ -103,8 +115,13 @@ class Replay:
         results = self._run(graph, feeds, graph.outputs, "")
         self.outputs: tuple[tf.Tensor, ...] = tuple(value.tensor for value in results)
 
-    def gradients(self, variables: Sequence[tf.Variable], by_output: tf.Tensor) -> list[tf.Tensor]:
-        """The gradients of the trained variables, from that of the first output; zeros for one without a part in it."""
+    def gradients(
+        self, variables: Sequence[tf.Variable], by_output: tf.Tensor, turned: Collection[Any] = ()
+    ) -> list[tf.Tensor]:
+        """The gradients of the trained variables, from that of the first output; zeros for one without a part in it.
+
+        Those of the variables whose references are `turned` are transposed.
+        """
         found: dict[int, Gradient] = {id(self.outputs[0]): by_output}
         for step in reversed(self._steps):
             by_outputs = [_computed(found.pop(id(output), None)) for output in step.outputs]
@@ -120,12 +137,16 @@ class Replay:
             for x, varies, gradient in zip(step.inputs, step.varies, by_inputs, strict=True):
                 if varies and gradient is not None:
                     found[id(x)] = _sum(found.get(id(x)), gradient)
-        return [
-            tf.zeros_like(variable)
-            if variable.ref() not in self.reads or found.get(id(self.reads[variable.ref()])) is None
-            else _computed(found[id(self.reads[variable.ref()])])
-            for variable in variables
-        ]
+        return [self._gradient(found, variable, variable.ref() in turned) for variable in variables]
+
+    def _gradient(self, found: dict[int, Gradient], variable: tf.Variable, turned: bool) -> tf.Tensor:
+        read = self.reads.get(variable.ref())
+        gradient = None if read is None else found.get(id(read))
+        if gradient is None:
+            return tf.zeros(variable.shape[::-1] if turned else variable.shape)
+        if isinstance(gradient, OuterProducts):
+            return gradient.turned().compute() if turned else gradient.compute()
+        return transposed(gradient) if turned else gradient
 
     def _run(self, graph: Any, feeds: dict[str, Any], results: Sequence[tf.Tensor], scope: str) -> list[Any]:
         """Emit a graph; `feeds` and results are `_Value`s, or variables in the place of their handles."""
@@ -217,18 +238,6 @@ _ALWAYS_LOWERED = frozenset(
     }
 )
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
-
-
-def _trace(function: Callable[..., Any], inputs: Sequence[tf.Tensor]) -> Any:
-    """The function's graph."""
-    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs]
-    try:
-        with tf.init_scope():
-            return tf.function(function, autograph=False).get_concrete_function(*specs).graph
-    except ExportError as error:
-        # Keras puts lines of its own around what is raised inside of a layer.
-        lines = str(error).splitlines()
-        raise ExportError(next((line for line in lines if line.startswith("layer ")), lines[0])) from None
 
 
 def _needed(graph: Any, results: Sequence[tf.Tensor]) -> set[str]:

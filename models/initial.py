@@ -17,8 +17,19 @@ def seeded_model(spec: ModelSpec, seed: int) -> tf.keras.Model:
 
 
 def tensor_names(model: tf.keras.Model) -> tuple[str, ...]:
-    """``layer/weight`` of each trained variable, in the model's order: the names in manifests and weight files."""
-    return tuple(variable.name.split(":")[0] for variable in trained_variables(model))
+    """``layer/weight`` of each trained variable, in the model's order: the names in manifests and weight files.
+
+    Keras lets two layers share a name; a name that is taken gets a number.
+    """
+    names: list[str] = []
+    for variable in trained_variables(model):
+        name = plain = variable.name.split(":")[0]
+        number = 1
+        while name in names:
+            name = f"{plain}_{number}"
+            number += 1
+        names.append(name)
+    return tuple(names)
 
 
 def initial_weights(spec: ModelSpec, seed: int) -> tuple[Any, ...]:

@@ -30,6 +30,11 @@ def _fused_batch_norm(call: Call) -> Lowered:
         centred = x - along(mean)
         variance = tf.reduce_mean(centred * centred, axes)
         outputs = (mean, variance * (count / tf.maximum(count - 1.0, 1.0)))
+        factor = float(call.attr("exponential_avg_factor")) if call.op.type == "FusedBatchNormV3" else 1.0
+        if factor != 1.0:  # the operator itself moves the averages
+            outputs = tuple(
+                moving + factor * (batch - moving) for moving, batch in zip(call.inputs[3:], outputs, strict=True)
+            )
     else:
         centred = x - along(mean)
     inverse = tf.math.rsqrt(variance + float(call.attr("epsilon")))

@@ -55,7 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     for name, data in content.items():
         (path / name).write_bytes(data)
     files = {name: FileEntry(len(data), sha256(data)) for name, data in content.items()}
-    manifest = Manifest("tiny", 1, files, {}, SPECS, "mse", "mse", {}, "test", {}).dump()
+    manifest = Manifest("tiny", 1, files, {}, SPECS, "mse", "mse", {}, "float32", "test", {}).dump()
     (path / MANIFEST).write_bytes(manifest)
     (path / MANIFEST_HASH).write_bytes(manifest_hash_file(manifest))
     return open_bundle(path)

@@ -16,6 +16,7 @@ from cli.main import main
 from device_runtime.bundle import TRAIN_ARTIFACT, Bundle, open_bundle
 from device_runtime.weights import dump_weights
 from export.convert import training_artifact
+from export.inference import InferenceReport
 from export.parity import Difference, ParityReport
 from export.training_graph import TrainingGraph
 
@@ -162,9 +163,11 @@ def test_parity_of_a_bundle_that_computes_no_numbers_is_still_json(
 
 
 def test_parity_says_where_it_met_a_kink(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    print_parity(ParityReport(60, (Difference("loss", 1e-6, 1e-6),), None, None, (7, 30)))
+    inference = InferenceReport("int8", 256, True, 0.02, "accuracy", 0.75, 0.74)
+    print_parity(ParityReport(60, (Difference("loss", 1e-6, 1e-6),), None, None, (7, 30), inference))
     told = capsys.readouterr().out
     assert "kinks crossed, and the step's update confirmed, at steps 7, 30\n" in told
+    assert "infer.tflite (int8), 256 synthetic examples: accuracy 0.7400, Keras 0.7500; logits differ by" in told
     assert told.endswith("parity holds: largest relative difference 1.0e-06, tolerance 1e-04\n")
 
 

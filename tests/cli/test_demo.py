@@ -18,6 +18,7 @@ from cli.demo import _Demonstration
 from device_runtime.bundle import Bundle
 from device_runtime.errors import CheckFailedError
 from export import parity
+from export.inference import InferenceReport
 from export.parity import Difference, ParityReport
 
 pytestmark = pytest.mark.skipif(
@@ -93,10 +94,13 @@ def test_the_report_holds_its_picture_and_asks_for_nothing_else(demo: _Run) -> N
     assert (demo.out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+INFERENCE = InferenceReport("float32", 1, True, 0.0, "accuracy", 1.0, 1.0)
+
+
 def test_parity_that_fails_ends_the_demo_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits_bundle: Bundle
 ) -> None:
-    report = ParityReport(4, (Difference("loss", 1.0, 1.0),), "hidden/bias", 4, ())
+    report = ParityReport(4, (Difference("loss", 1.0, 1.0),), "hidden/bias", 4, (), INFERENCE)
     demonstration = _Demonstration(tmp_path, 0)
     monkeypatch.setattr(parity, "check_parity", lambda bundle, seed: report)
     with pytest.raises(CheckFailedError) as caught:

@@ -50,6 +50,7 @@ def manifest() -> Manifest:
         loss="mse",
         metric="mae",
         optimizer={"name": "sgd"},
+        inference="float32",
         runtime="tflite-builtins",
         created={"at": "now"},
     )
@@ -99,7 +100,7 @@ def test_the_manifest_is_canonical() -> None:
 def test_the_model_id_is_of_name_and_ordered_tensors() -> None:
     kernel, bias = manifest().tensors
     layouts = [("a", (kernel, bias)), ("a", (bias, kernel)), ("b", (kernel, bias)), ("a", (kernel,))]
-    ids = {Manifest(name, 1, {}, {}, tensors, "", "", {}, "", {}).model_id for name, tensors in layouts}
+    ids = {Manifest(name, 1, {}, {}, tensors, "", "", {}, "", "", {}).model_id for name, tensors in layouts}
     assert len(ids) == 4
 
 
@@ -122,6 +123,7 @@ FIELDS = {
     "loss": "a string",
     "metric": "a string",
     "optimizer": "an object",
+    "inference": "a string",
     "runtime": "a string",
     "created": "an object",
     "model_id": "a string",
