@@ -14,7 +14,7 @@ export POCKETFED_RUNTIMES ?= $(LITERT)/bin/python
 # TensorFlow takes a minute to import where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check test-data clean
+.PHONY: setup demo test check test-data bench bench-setup clean
 
 setup: .venv/.ready .venv/litert/.ready
 
@@ -50,5 +50,17 @@ check: setup
 	$(RUN)mypy
 	$(RUN)lint-imports
 
+# All benchmarks; they are worth quoting from a machine that does nothing else meanwhile.
+bench: setup bench-setup
+	$(RUN)pocketfed bench export
+
+# What benchmarks measure against and nothing else needs.
+bench-setup: .bench/pytorch/.ready
+
+.bench/pytorch/.ready: benchmarks/requirements-pytorch.txt
+	$(PYTHON) -m venv .bench/pytorch
+	.bench/pytorch/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 clean:
-	rm -rf .venv .uv demo runs dist build
+	rm -rf .venv .uv .bench demo runs dist build

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from cli.bench import bench
 from cli.bundles import inspect, parity
 from cli.demo import demo
 from cli.export import export
@@ -36,7 +37,7 @@ def app() -> None:
     """
 
 
-for command in (demo, simulate, export, parity, inspect, keygen, sign, verify, serve):
+for command in (demo, simulate, export, parity, inspect, keygen, sign, verify, serve, bench):
     app.add_command(command)
 
 

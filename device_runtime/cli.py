@@ -95,6 +95,7 @@ def _train(options: argparse.Namespace) -> int:
     examples = load_examples(options.data, manifest)
     weights = read_weights(options.weights, manifest.tensors) if options.weights else bundle.initial_weights()
     update = trainer.train(weights, examples, work, options.round)
+    del trainer, weights  # the interpreter's memory is not needed beside the update's
     encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
     try:
         options.out.write_bytes(encoded)

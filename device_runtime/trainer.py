@@ -157,5 +157,7 @@ class Trainer:
                     raise DeadlineError
         if not math.isfinite(loss_sum):
             raise UpdateError("non_finite", "the training diverged: its loss is not finite; use a lower learning rate")
-        delta = tuple(after - before for after, before in zip(self.get_weights(), weights, strict=True))
+        delta = self.get_weights()
+        for change, before in zip(delta, weights, strict=True):
+            change -= before  # in place: a second copy of the model would be the peak of the process's memory
         return ClientUpdate(delta, len(examples), round_number, {"loss": loss_sum / seen})

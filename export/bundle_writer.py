@@ -91,7 +91,7 @@ def export_bundle(
     signatures = describe(functions)
     files = {
         TRAIN_ARTIFACT: training_artifact(functions),
-        INFER_ARTIFACT: inference_artifact(model, spec.input, representative),
+        INFER_ARTIFACT: inference_artifact(graph.logits, spec.input, representative),
         WEIGHTS: dump_weights(weights, tensors),
         GOLDEN: golden_file(spec, weights, seed),
     }

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from export.compaction import compact
 from export.errors import ExportError
-from export.recurrent import replay_model
+from export.replay import Replay
 
 
 def training_artifact(functions: dict[str, Any]) -> bytes:
@@ -33,13 +33,11 @@ def training_artifact(functions: dict[str, Any]) -> bytes:
         return compact(_convert(converter))
 
 
-def inference_artifact(
-    model: tf.keras.Model, x: tf.TensorSpec, representative: npt.NDArray[Any] | None = None
-) -> bytes:
+def inference_artifact(graph: Any, x: tf.TensorSpec, representative: npt.NDArray[Any] | None = None) -> bytes:
     """The bytes of ``infer.tflite``: the model with its present weights as constants, one signature ``infer``.
 
     Args:
-        model: whose weights are frozen.
+        graph: of the forward pass, see `export.replay.trace`; its variables are frozen.
         x: its input.
         representative: examples as the model meets them, [n, …]. With them weights and activations are quantised to
             8 bits (Jacob et al. 2018), in ranges that are measured on these examples; input and logits stay float32.
@@ -51,7 +49,7 @@ def inference_artifact(
     class Inference(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")], autograph=False)
         def infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": replay_model(model, lambda x: model(x, training=False), (x,), ()).outputs[0]}
+            return {"logits": Replay(graph, (x,), ()).outputs[0]}
 
     module = Inference()
     function = module.infer.get_concrete_function()

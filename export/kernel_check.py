@@ -8,7 +8,7 @@ function, and is compared. Many share an artifact, side by side: none depends on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Operator:
 
     Attributes:
         node: type and attributes.
-        layer: the scope of its name, which is the layer it belongs to.
+        layer: the one that it belongs to, or else its scope.
         shapes: of its inputs; None is free.
         inputs, outputs: values.
         constant: for each input, whether it is part of the artifact.
@@ -104,11 +104,13 @@ class WrongKernel:
         )
 
 
-def operators_of(function: Any, inputs: Mapping[str, Array], seed: int = 0) -> list[Operator]:
+def operators_of(
+    function: Any, inputs: Mapping[str, Array], layers: Collection[str] = (), seed: int = 0
+) -> list[Operator]:
     """The distinct operators of a concrete function, with the values that they meet when it is given these inputs.
 
     Operators of branches are left out, and those that only read or assign variables. Variables count as what they
-    are now, moved a little, since many are zero at first.
+    are now, moved a little, since many are zero at first. An operator's layer is the last of `layers` in its name.
     """
     rng = np.random.default_rng(seed)
     source = function.graph
@@ -139,7 +141,7 @@ def operators_of(function: Any, inputs: Mapping[str, Array], seed: int = 0) -> l
     for op in checked:
         operator = Operator(
             node=op.node_def,
-            layer=op.name.split("/")[0] if "/" in op.name else "the training step",
+            layer=_layer(op.name, layers),
             shapes=tuple(tuple(x.shape) if x.shape.rank is not None else values[x.name].shape for x in op.inputs),
             inputs=tuple(np.asarray(values[x.name]) for x in op.inputs),
             constant=tuple(_is_constant(x) for x in op.inputs),
@@ -232,6 +234,11 @@ def _difference(operator: Operator, got: Array, want: Array) -> float:
 def _given(function: Any) -> list[tf.Tensor]:
     """The inputs that a caller gives; the rest are captured variables."""
     return list(function.inputs[: len(function.inputs) - len(function.captured_inputs)])
+
+
+def _layer(name: str, layers: Collection[str]) -> str:
+    *scopes, _ = name.split("/")
+    return next((scope for scope in reversed(scopes) if scope in layers), "/".join(scopes) or "the training step")
 
 
 def _is_constant(tensor: tf.Tensor) -> bool:

@@ -10,7 +10,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from device_runtime.errors import IntegrityError
 
-_BUILTIN_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+BUILTIN_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _FLEX = "Flex"
 _IDENTIFIER = b"TFL3"  # of the flatbuffer
 
@@ -60,5 +60,5 @@ def _count_operators(artifact: bytes) -> Operators:
             if number == schema.BuiltinOperator.CUSTOM:
                 custom[code.CustomCode().decode()] += 1
             else:
-                builtin[_BUILTIN_NAMES[number]] += 1
+                builtin[BUILTIN_NAMES[number]] += 1
     return Operators(dict(sorted(builtin.items())), dict(sorted(custom.items())))

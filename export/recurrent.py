@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from export.errors import ExportError
-from export.replay import Replay
+from export.replay import trace
 from models.layers import PeepholeLSTMCell
 from models.state import all_layers
 
@@ -49,16 +49,14 @@ def written_out(model: tf.keras.Model) -> Iterator[None]:
             layer.__dict__.pop("call", None)
 
 
-def replay_model(
-    model: tf.keras.Model, function: Callable[..., Any], inputs: Sequence[tf.Tensor], trained: Sequence[tf.Variable]
-) -> Replay:
-    """`Replay` of a function that calls the model, with recurrent layers written out."""
+def trace_model(model: tf.keras.Model, function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
+    """The graph of a function that calls the model, with recurrent layers written out."""
 
     def written(*values: tf.Tensor) -> Any:
         with written_out(model):
             return function(*values)
 
-    return Replay(written, inputs, trained, {layer.name for layer in all_layers(model)})
+    return trace(written, specs)
 
 
 def _check(layer: Any) -> None:

@@ -8,7 +8,6 @@ the model makes (moving averages) are collected, and carried out at the end.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from tensorflow.python.framework import function_def_to_graph
 
 from export.errors import ExportError
 from export.lowering import LOWERINGS, Call, Gradient, OuterProducts, emit
+from export.lowering.products import transposed
 
 _WITHOUT_GRADIENT = frozenset(
     {
@@ -60,14 +60,26 @@ class _Step:
     scope: str
 
 
+def trace(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
+    """The graph of a function that calls the model, and returns a tensor or a tuple of tensors."""
+    try:
+        with tf.init_scope():
+            return tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    except ExportError as error:
+        # Keras puts lines of its own around what is raised inside of a layer.
+        lines = str(error).splitlines()
+        raise ExportError(next((line for line in lines if line.startswith("layer ")), lines[0])) from None
+
+
 class Replay:
     """A function of the model, such as its loss, in the current graph.
 
     Args:
-        function: takes tensors like `inputs`, calls the model, and returns a tensor or a tuple of tensors.
-        inputs: tensors of the current graph.
+        graph: the traced function, see `trace`.
+        inputs: tensors of the current graph, as the function takes them.
         trained: the variables that may change; all others are constants of the artifact.
         layers: names of the model's layers, for messages.
+        given: values of variables, in place of reading them.
 
     Attributes:
         outputs: what the function returns.
@@ -80,7 +92,7 @@ class Replay:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        graph: Any,
         inputs: Sequence[tf.Tensor],
         trained: Sequence[tf.Variable],
         layers: Collection[str] = (),
@@ -93,7 +105,6 @@ class Replay:
         self.reads: dict[Any, tf.Tensor] = dict(given)
         self.updates: dict[Any, tf.Tensor] = {}
 
-        graph = _trace(function, inputs)
         resources = {id(variable.handle): variable for variable in graph.variables}
         feeds: dict[str, Any] = {
             inner.name: _Value(tensor, False) for inner, tensor in zip(graph.inputs, inputs, strict=False)
@@ -105,8 +116,13 @@ class Replay:
         results = self._run(graph, feeds, graph.outputs, "")
         self.outputs: tuple[tf.Tensor, ...] = tuple(value.tensor for value in results)
 
-    def gradients(self, variables: Sequence[tf.Variable], by_output: tf.Tensor) -> list[tf.Tensor]:
-        """The gradients of the trained variables, from that of the first output; zeros for one without a part in it."""
+    def gradients(
+        self, variables: Sequence[tf.Variable], by_output: tf.Tensor, turned: Collection[Any] = ()
+    ) -> list[tf.Tensor]:
+        """The gradients of the trained variables, from that of the first output; zeros for one without a part in it.
+
+        Those of the variables whose references are `turned` are transposed.
+        """
         found: dict[int, Gradient] = {id(self.outputs[0]): by_output}
         for step in reversed(self._steps):
             by_outputs = [_computed(found.pop(id(output), None)) for output in step.outputs]
@@ -123,13 +139,17 @@ class Replay:
             for x, varies, gradient in zip(step.inputs, step.varies, by_inputs, strict=True):
                 if varies and gradient is not None:
                     found[id(x)] = _sum(found.get(id(x)), gradient)
-        return [self._gradient_of(variable, found) for variable in variables]
+        return [self._gradient(found, variable, variable.ref() in turned) for variable in variables]
 
-    def _gradient_of(self, variable: tf.Variable, found: Mapping[int, Gradient]) -> tf.Tensor:
+    def _gradient(self, found: dict[int, Gradient], variable: tf.Variable, turned: bool) -> tf.Tensor:
         read = self.reads.get(variable.ref())
         gradient = None if read is None else found.get(id(read))
-        with tf.name_scope(scope_of(variable.name.split("/")[0])):
-            return tf.zeros_like(variable) if gradient is None else _computed(gradient)
+        with tf.name_scope(_scope(variable.name)):
+            if gradient is None:
+                return tf.zeros(variable.shape[::-1] if turned else variable.shape)
+            if isinstance(gradient, OuterProducts):
+                return gradient.turned().compute() if turned else gradient.compute()
+            return transposed(gradient) if turned else gradient
 
     def _run(self, graph: Any, feeds: dict[str, Any], results: Sequence[tf.Tensor], scope: str) -> list[Any]:
         """Emit a graph; `feeds` and results are `_Value`s, or variables in the place of their handles."""
@@ -156,11 +176,11 @@ class Replay:
             inputs = [self._read(inputs[0]), *inputs[1:]]
         varies = tuple(value.varies for value in inputs)
         call = Call(op, tuple(value.tensor for value in inputs), varies, self._layer(scope + op.name))
-        with tf.name_scope(scope_of(call.layer)):
-            return self._lower(call, op)
+        with tf.name_scope(_scope(scope + op.name)):
+            return self._lower(call, _scope(scope + op.name))
 
-    def _lower(self, call: Call, op: tf.Operation) -> list[Any]:
-        varies = call.varies
+    def _lower(self, call: Call, scope: str) -> list[Any]:
+        op, varies = call.op, call.varies
         if op.type in _WITHOUT_GRADIENT or (not any(varies) and op.type not in _ALWAYS_LOWERED):
             return [_Value(tensor, False) for tensor in emit(call)]
         if op.type not in LOWERINGS:
@@ -173,7 +193,7 @@ class Replay:
             return [_Value(tensor, False) for tensor in lowered.outputs]
         # Outputs that are inputs passed on get a name of their own, so that gradients are not counted twice.
         outputs = tuple(tf.identity(t) if any(t is i for i in call.inputs) else t for t in lowered.outputs)
-        self._steps.append(_Step(call.inputs, varies, outputs, lowered.pullback, scope_of(call.layer)))
+        self._steps.append(_Step(call.inputs, varies, outputs, lowered.pullback, scope))
         return [_Value(tensor, True) for tensor in outputs]
 
     def _variable(self, op: tf.Operation, inputs: list[Any]) -> list[Any] | None:
@@ -211,39 +231,17 @@ class Replay:
 
 _ALWAYS_LOWERED = frozenset(
     {
-        "Erf",
-        "Softplus",
-        "Selu",
-        "Log1p",
-        "Expm1",
-        "Inv",
-        "ReverseV2",
-        "FusedBatchNormV3",
-        "DivNoNan",
-        "Einsum",
-        "IdentityN",
-        "ResourceGather",
+        "DivNoNan", "Einsum", "Erf", "Expm1", "FusedBatchNormV3", "IdentityN", "Inv", "Log1p", "Reshape",
+        "ResourceGather", "ReverseV2", "Selu", "SoftmaxCrossEntropyWithLogits", "Softplus",
+        "SparseSoftmaxCrossEntropyWithLogits",
     }
-)
+)  # fmt: skip
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
 
 
-def scope_of(layer: str) -> str:
-    """The scope of all operators that a layer became, so that their names tell it; it is entered any number of times."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", layer)
-    return f"{name if name[:1].isalnum() else f'.{name}'}/"  # a scope starts with a letter, a digit or a dot
-
-
-def _trace(function: Callable[..., Any], inputs: Sequence[tf.Tensor]) -> Any:
-    """The function's graph."""
-    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs]
-    try:
-        with tf.init_scope():
-            return tf.function(function, autograph=False).get_concrete_function(*specs).graph
-    except ExportError as error:
-        # Keras puts lines of its own around what is raised inside of a layer.
-        lines = str(error).splitlines()
-        raise ExportError(next((line for line in lines if line.startswith("layer ")), lines[0])) from None
+def _scope(name: str) -> str:
+    """The scope that an operator or a variable is in, absolute: what is made of it has such a name too."""
+    return name[: name.rfind("/") + 1]
 
 
 def _needed(graph: Any, results: Sequence[tf.Tensor]) -> set[str]:

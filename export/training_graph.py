@@ -14,17 +14,25 @@ import tensorflow as tf
 from device_runtime.bundle import Signature
 from device_runtime.tensors import TensorSpec
 from export.errors import ExportError
-from export.recurrent import replay_model
-from export.replay import Replay
+from export.layout import store, weights_to_turn
+from export.lowering.products import transposed
+from export.recurrent import trace_model
+from export.replay import Replay, trace
 from models import ModelSpec, tensor_names, trained_variables
 from models.dropout import has_dropout, seeded_dropout
 from models.losses import LOSSES
 from models.optimizers import ClientOptimizer
-from models.training import evaluation_sums
+from models.state import all_layers
+from models.training import prediction_sums
 
 
 class TrainingGraph(tf.Module):
     """A Keras model with the functions that a device calls.
+
+    Attributes:
+        spec, model: of the model.
+        weights: Keras's variables that travel.
+        logits: the traced graph of the forward pass in inference.
 
     Raises:
         ExportError: the model's loss or one of its layers is not supported.
@@ -43,11 +51,27 @@ class TrainingGraph(tf.Module):
             raise ExportError(str(error)) from None
         if not model.trainable_variables:
             raise ExportError(f"model {spec.name!r}: no layer is trainable; there is nothing to train on a device")
-        self._gradient_weights = list(model.trainable_variables)
-        self._slots = spec.optimizer.make_slots(self._gradient_weights)
+        self._losses = trace_model(model, self._losses_of, [*self._examples, *self._seed])
+        self.logits = trace_model(model, lambda x: model(x, training=False), self._examples[:1])
+        self._turned = weights_to_turn(self._losses, model.trainable_variables)
+        self._stored = store(self.weights, self._turned)
+        self._with_gradient = list(model.trainable_variables)
+        self._variables = [stored.variable for stored in self._stored][: len(self._with_gradient)]
+        self._slots = spec.optimizer.make_slots(self._variables)
         # What the round started from, the centre of the proximal term; and the term's pull during a step.
-        self._anchors = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self._gradient_weights]
-        self._pulls = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self._gradient_weights]
+        self._anchors = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in self._variables]
+        self._pulls = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in self._variables]
+
+    @property
+    def _examples(self) -> list[tf.TensorSpec]:
+        return [
+            tf.TensorSpec(self.spec.input.shape, self.spec.input.dtype, name="x"),
+            tf.TensorSpec(self.spec.label.shape, self.spec.label.dtype, name="y"),
+        ]
+
+    @property
+    def _seed(self) -> list[tf.TensorSpec]:
+        return [tf.TensorSpec((), tf.int32, name="seed")] if self.draws else []
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -63,15 +87,13 @@ class TrainingGraph(tf.Module):
         Raises:
             ExportError: an operator of the model has no form in TFLite builtins.
         """
-        x = tf.TensorSpec(self.spec.input.shape, self.spec.input.dtype, name="x")
-        y = tf.TensorSpec(self.spec.label.shape, self.spec.label.dtype, name="y")
+        x, y = self._examples
         number = {name: tf.TensorSpec((), tf.float32, name=name) for name in ("learning_rate", "proximal", "unused")}
-        seed = [tf.TensorSpec((), tf.int32, name="seed")] if self.draws else []
         weights = [
             tf.TensorSpec(weight.shape, weight.dtype, name=f"w{index}") for index, weight in enumerate(self.weights)
         ]
         signatures: dict[str, tuple[Any, Sequence[tf.TensorSpec]]] = {
-            "train": (self._train, (x, y, number["learning_rate"], number["proximal"], *seed)),
+            "train": (self._train, (x, y, number["learning_rate"], number["proximal"], *self._seed)),
             "evaluate": (self._evaluate, (x, y)),
             "infer": (self._infer, (x,)),
             "set_weights": (self._set_weights, weights),
@@ -84,26 +106,30 @@ class TrainingGraph(tf.Module):
             for name, (body, inputs) in signatures.items()
         }
 
-    def _replay(self, function: Any, *inputs: tf.Tensor) -> Replay:
-        return replay_model(self.model, function, inputs, self.weights)
+    def _losses_of(self, x: tf.Tensor, y: tf.Tensor, *seed: tf.Tensor) -> tf.Tensor:
+        """The loss of each prediction, in training."""
+        with seeded_dropout(self.model, *seed or (0,)):
+            return LOSSES[self.spec.loss](y, self.model(x, training=True))
+
+    def _replay(self, graph: Any, *inputs: tf.Tensor) -> Replay:
+        names = {layer.name for layer in all_layers(self.model)}
+        turned = {stored.weight.ref(): stored.read() for stored in self._stored if stored.turned}
+        return Replay(graph, inputs, self.weights, names, turned)
 
     def _train(
         self, x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, proximal: tf.Tensor, *seed: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        def losses_of(x: tf.Tensor, y: tf.Tensor, *seed: tf.Tensor) -> tf.Tensor:
-            with seeded_dropout(self.model, *seed or (0,)):
-                return LOSSES[self.spec.loss](y, self.model(x, training=True))
-
-        replay = self._replay(losses_of, x, y, *seed)
+        replay = self._replay(self._losses, x, y, *seed)
         losses = replay.outputs[0]
         predictions = tf.cast(tf.size(losses), tf.float32)
         if self.spec.optimizer == ClientOptimizer():
             self._sgd_step(replay, learning_rate, proximal, predictions)
         else:
-            gradients = replay.gradients(self._gradient_weights, tf.fill(tf.shape(losses), 1.0 / predictions))
+            shares = tf.fill(tf.shape(losses), 1.0 / predictions)
+            gradients = replay.gradients(self._with_gradient, shares, self._turned)
             pulls = self._conditional_pulls(proximal)
             pulled = [g + p for g, p in zip(self.spec.optimizer.clip(gradients), pulls, strict=True)]
-            self.spec.optimizer.apply(self._gradient_weights, pulled, self._slots, learning_rate)
+            self.spec.optimizer.apply(self._variables, pulled, self._slots, learning_rate)
         for reference, value in replay.updates.items():
             reference.deref().assign(value)
         return {"loss": tf.reduce_sum(losses) / predictions}
@@ -115,26 +141,27 @@ class TrainingGraph(tf.Module):
         """
 
         def keep_pulls() -> tf.Tensor:
-            for weight, anchor, pull in zip(self._gradient_weights, self._anchors, self._pulls, strict=True):
-                pull.assign((learning_rate * proximal) * (weight - anchor))
+            for variable, anchor, pull in zip(self._variables, self._anchors, self._pulls, strict=True):
+                pull.assign((learning_rate * proximal) * (variable - anchor))
             return tf.constant(0.0)
 
         def pull_back() -> tf.Tensor:
-            for weight, pull in zip(self._gradient_weights, self._pulls, strict=True):
-                weight.assign(weight - pull)
+            for variable, pull in zip(self._variables, self._pulls, strict=True):
+                variable.assign(variable - pull)
             return tf.constant(0.0)
 
-        shape = tf.shape(replay.outputs[0])
-        steps = replay.gradients(self._gradient_weights, tf.fill(shape, learning_rate / predictions))
+        rates = tf.fill(tf.shape(replay.outputs[0]), learning_rate / predictions)
+        steps = replay.gradients(self._with_gradient, rates, self._turned)
         tf.cond(proximal > 0.0, keep_pulls, lambda: tf.constant(0.0))
-        for weight, step in zip(self._gradient_weights, steps, strict=True):
-            before = replay.reads.get(weight.ref())
-            weight.assign((weight if before is None else before) - step)
+        for stored, step in zip(self._stored, steps, strict=False):  # the statistics after them have no gradient
+            before = replay.reads.get(stored.weight.ref())
+            if before is not None:
+                stored.variable.assign((transposed(before) if stored.turned else before) - step)
         tf.cond(proximal > 0.0, pull_back, lambda: tf.constant(0.0))
 
     def _conditional_pulls(self, proximal: tf.Tensor) -> list[tf.Tensor]:
         """proximal · (weight − anchor), or zeros without a look at the anchors."""
-        pairs = list(zip(self._gradient_weights, self._anchors, strict=True))
+        pairs = list(zip(self._variables, self._anchors, strict=True))
         pulls: list[tf.Tensor] = tf.cond(
             proximal > 0.0,
             lambda: [proximal * (weight - anchor) for weight, anchor in pairs],
@@ -143,27 +170,33 @@ class TrainingGraph(tf.Module):
         return pulls
 
     def _evaluate(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
-        replay = self._replay(lambda x, y: evaluation_sums(self.spec, self.model, x, y), x, y)
-        return dict(zip(("loss_sum", "correct", "count"), replay.outputs, strict=True))
+        logits = self._replay(self.logits, x).outputs[0]
+        specs = [self._examples[1], tf.TensorSpec(logits.shape, logits.dtype)]
+        sums = Replay(trace(lambda y, logits: prediction_sums(self.spec, y, logits), specs), (y, logits), ())
+        return dict(zip(("loss_sum", "correct", "count"), sums.outputs, strict=True))
 
     def _infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"logits": self._replay(lambda x: self.model(x, training=False), x).outputs[0]}
+        return {"logits": self._replay(self.logits, x).outputs[0]}
 
     def _set_weights(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
-        for weight, value in zip(self.weights, values, strict=True):
-            weight.assign(value)
+        for stored, value in zip(self._stored, values, strict=True):
+            stored.write(value)
         self.spec.optimizer.reset(self._slots)
-        return {"count": tf.add_n([tf.reduce_sum(tf.ones_like(value)) for value in values])}
+        return {"count": tf.constant(self._count)}
 
     def _get_weights(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
-        # TFLite drops an input that nothing reads, and with it the signature; 0 × unused keeps it.
-        nothing = 0.0 * unused
-        return {f"w{index}": weight + nothing for index, weight in enumerate(self.weights)}
+        # TFLite drops an input that nothing reads, and with it the signature; the count reads it.
+        values = {f"w{index}": stored.read() for index, stored in enumerate(self._stored)}
+        return values | {"count": unused + self._count}
 
     def _anchor(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
-        for weight, anchor in zip(self._gradient_weights, self._anchors, strict=True):
-            anchor.assign(weight)
-        return {"count": unused + float(len(self._anchors))}
+        for variable, anchor in zip(self._variables, self._anchors, strict=True):
+            anchor.assign(variable)
+        return {"count": unused + self._count}
+
+    @property
+    def _count(self) -> float:
+        return float(sum(weight.shape.num_elements() for weight in self.weights))
 
 
 def describe(functions: dict[str, Any]) -> dict[str, Signature]:

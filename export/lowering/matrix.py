@@ -7,7 +7,7 @@ from math import prod
 import tensorflow as tf
 
 from export.lowering.call import Call, Gradient, Lowered, lowering, one
-from export.lowering.products import OuterProducts, product, transposed
+from export.lowering.products import OuterProducts, has_transposed, product, transposed
 
 
 @lowering("MatMul")
@@ -34,6 +34,8 @@ def _mat_mul(call: Call) -> Lowered:
             transposed(_computed(db)) if call.attr("transpose_b") and db is not None else db,
         )
 
+    if has_transposed(b) and a.shape[0] is None:  # the weight's other form is at hand: it goes to the left
+        return one(transposed(product(transposed(b), transposed(a))), pullback)
     return one(product(a, b), pullback)
 
 

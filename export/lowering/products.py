@@ -31,6 +31,11 @@ def transposed(a: tf.Tensor) -> tf.Tensor:
     return known[id(a)]
 
 
+def has_transposed(a: tf.Tensor) -> bool:
+    """Whether `transposed` costs nothing, because a was made from it or it from a."""
+    return id(a) in _transposes.get(tf.compat.v1.get_default_graph(), {})
+
+
 @dataclass(frozen=True)
 class OuterProducts:
     """A sum of matrix products that has not been computed yet: the gradient of a weight that is used many times.
@@ -49,6 +54,10 @@ class OuterProducts:
 
     def __add__(self, other: OuterProducts) -> OuterProducts:
         return OuterProducts(self.left + other.left, self.right + other.right, self.axis)
+
+    def turned(self) -> OuterProducts:
+        """The same, transposed."""
+        return OuterProducts(self.right, self.left, self.axis)
 
     def compute(self) -> tf.Tensor:
         """The sum, [m, n]."""

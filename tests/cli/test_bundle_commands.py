@@ -48,6 +48,29 @@ def test_inspect_in_words(digits_bundle: Bundle, capsys: pytest.CaptureFixture[s
     assert "Flex operators: 0; other custom operators: 0" in output
 
 
+def test_profile_in_json(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(digits_bundle.path), "--profile", "--batch-size", "5", "--json"]) == 0
+    output = capsys.readouterr()
+    inspection = json.loads(output.out)
+    assert inspection["parameters"] == 4810
+    profile = inspection["profile"]
+    assert (profile["batch_size"], profile["threads"]) == (5, 1)
+    assert profile["sum_ms"] == pytest.approx(sum(one["total_ms"] for one in profile["operators"]))
+    assert output.err.splitlines()[-1].startswith("profiling 100/100")
+
+
+def test_profile_in_words(
+    digits_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["inspect", str(digits_bundle.path), "--profile"]) == 0
+    output = capsys.readouterr().out
+    assert "a step of 10 examples, 1 threads" in output
+    assert "the whole step" in output and "100.0%" in output
+    assert "10×64 64×64" in output
+    assert "ASSIGN_VARIABLE" in output.splitlines()[-1]
+
+
 def test_parity_in_json(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parity", str(digits_bundle.path), "--json"]) == 0
     output = capsys.readouterr()

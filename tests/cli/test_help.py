@@ -23,7 +23,7 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "serve"]
+    "command", ["demo", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "serve", "bench"]
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command in app.commands

@@ -35,7 +35,7 @@ SIGNATURES = {
     "evaluate": (["x", "y"], ["loss_sum", "correct", "count"]),
     "infer": (["x"], ["logits"]),
     "set_weights": (["w0", "w1", "w2", "w3"], ["count"]),
-    "get_weights": (["unused"], ["w0", "w1", "w2", "w3"]),
+    "get_weights": (["unused"], ["w0", "w1", "w2", "w3", "count"]),
 }
 
 

@@ -1,0 +1,72 @@
+"""`pocketfed bench`: the project's benchmarks, each beside its reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.result import Result
+
+
+@click.group(short_help="Measure speed and memory against references.")
+def bench() -> None:
+    """Measure speed and memory, each beside a reference.
+
+    Both sides of a ratio are measured in the same run, by turns; below 1 is better than the reference.
+    """
+
+
+@bench.command(name="export", short_help="Training steps, export, a device's memory.")
+@click.argument("names", nargs=-1, metavar="[NAME]…")
+@click.option("--quick", is_flag=True, help="A few repetitions: to try whether it runs, not how fast.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON into this file, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list on standard output, nothing else.")
+def bench_export(names: tuple[str, ...], quick: bool, out: Path | None, as_json: bool) -> None:
+    """Measure training steps of exported models, the export itself, and the memory of a device that trains.
+
+    \b
+    cnn_step_vs_pytorch        a step of mnist_cnn, B = 10, 1 thread each
+    cnn_step_2threads_vs_flex  the same on 2 threads against TensorFlow Lite's recipe with Flex
+    mlp_step_vs_pytorch        a step of mnist_2nn, B = 10, 1 thread each
+    lstm_step_vs_tensorflow    a step of shakespeare_lstm, B = 10, 2 threads each
+    lstm_export_seconds        the export of shakespeare_lstm, but for the import of TensorFlow
+    cnn_train_peak_mb          memory of 'pocketfed-device train' on mnist_cnn
+
+    Without a NAME, all of them. Those against PyTorch need 'make bench-setup' first.
+    """
+    from benchmarks.export import NAMES, run_export_benchmarks
+    from cli.progress import round_progress
+    from device_runtime.errors import InputError
+
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # told before the minutes of measuring
+        raise InputError(f"{out}: can't write it: it is a folder, or in none; change --out")
+    with round_progress("measuring", len(names or NAMES)) as progress:
+        results = run_export_benchmarks(names, quick, progress)
+    _report(results, out, as_json)
+
+
+def _report(results: Sequence[Result], out: Path | None, as_json: bool) -> None:
+    listed = [result.to_json() for result in results]
+    if out is not None:
+        out.write_text(json.dumps(listed, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(listed)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for title in ("benchmark", "value", "reference", "its value", "ratio"):
+        table.add_column(title, no_wrap=title == "benchmark")
+    for result in results:
+        value, reference = (f"{number:.3g} {result.unit}" for number in (result.value, result.reference_value))
+        table.add_row(result.name, value, result.reference, reference, f"{result.ratio:.2f}")
+    Console().print(table)

@@ -1,0 +1,83 @@
+"""`pocketfed bench export`, quickly: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import benchmarks.export
+from benchmarks.result import Result
+from cli.main import main
+
+Capture = pytest.CaptureFixture[str]
+
+NAMES = (
+    "cnn_step_vs_pytorch",
+    "cnn_step_2threads_vs_flex",
+    "mlp_step_vs_pytorch",
+    "lstm_step_vs_tensorflow",
+    "lstm_export_seconds",
+    "cnn_train_peak_mb",
+)
+
+
+def test_names_that_other_programs_rely_on(capsys: Capture) -> None:
+    assert benchmarks.export.NAMES == NAMES
+    assert main(["bench", "export", "--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"  {name} " in output for name in NAMES)
+
+
+def test_quick_run_in_json_and_into_a_file(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "bench.json"
+    names = ["cnn_step_2threads_vs_flex", "cnn_train_peak_mb"]
+    assert main(["bench", "export", *names, "--quick", "--json", "--out", str(out)]) == 0
+    output = capsys.readouterr()
+    results = json.loads(output.out)
+    assert json.loads(out.read_text(encoding="utf-8")) == results
+    assert [result["name"] for result in results] == names
+    for result in results:
+        assert set(result) == {"name", "value", "unit", "reference", "reference_value", "ratio"}
+        assert result["value"] > 0
+        assert result["ratio"] == pytest.approx(result["value"] / result["reference_value"])
+    assert [result["unit"] for result in results] == ["ms", "MB"]
+    assert output.err.splitlines()[0] == f"measuring 0/2  {names[0]}"
+
+
+def test_table(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = Result("cnn_train_peak_mb", 90.0, "MB", "fixed, 60 MB", 60.0)
+    monkeypatch.setattr(benchmarks.export, "run_export_benchmarks", lambda names, quick, progress: [result])
+    assert main(["bench", "export"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "cnn_train_peak_mb" in line]
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "cnn_train_peak_mb", "90 MB", "fixed, 60 MB", "60 MB", "1.50"
+    ]  # fmt: skip
+
+
+def test_without_pytorch_the_message_names_the_make_target(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks.export, "PYTORCH", tmp_path / "python")
+    assert main(["bench", "export"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines()[-1] == (
+        f"pocketfed: {tmp_path / 'python'}: PyTorch's environment is missing; 'make bench-setup' installs it"
+    )
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    assert "\nbench-setup:" in makefile
+
+
+def test_unknown_name(capsys: Capture) -> None:
+    assert main(["bench", "export", "cnn_step"]) == 2
+    assert capsys.readouterr().err.strip() == (f"pocketfed: unknown benchmark 'cnn_step'; known are {', '.join(NAMES)}")
+
+
+def test_a_file_that_can_t_be_written_is_told_before_measuring(tmp_path: Path, capsys: Capture) -> None:
+    for out in (tmp_path, tmp_path / "none" / "bench.json"):
+        assert main(["bench", "export", "--out", str(out)]) == 2
+        assert capsys.readouterr().err == (
+            f"pocketfed: {out}: can't write it: it is a folder, or in none; change --out\n"
+        )
