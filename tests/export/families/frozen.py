@@ -51,7 +51,9 @@ FAMILIES = {
 def mobile_net() -> Case:
     """A frozen MobileNetV2 under a new head; its weights are random, since none come with the package."""
     tf.keras.utils.set_random_seed(3)
-    base = _frozen(tf.keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, include_top=False, weights=None, pooling="avg"))
+    base = _frozen(
+        tf.keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, include_top=False, weights=None, pooling="avg")
+    )
     model = tf.keras.Sequential([keras.Input((32, 32, 3)), base, keras.Dense(5, name="head")])
 
     def batch(rng: np.random.Generator, size: int) -> tuple[Array, Array]:
