@@ -90,8 +90,8 @@ def export_bundle(
     functions = graph.functions()
     signatures = describe(functions)
     files = {
-        TRAIN_ARTIFACT: training_artifact(graph, functions),
-        INFER_ARTIFACT: inference_artifact(model, spec.input, representative),
+        TRAIN_ARTIFACT: training_artifact(functions),
+        INFER_ARTIFACT: inference_artifact(graph.logits, spec.input, representative),
         WEIGHTS: dump_weights(weights, tensors),
         GOLDEN: golden_file(spec, weights, seed),
     }

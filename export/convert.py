@@ -11,16 +11,18 @@ import tensorflow as tf
 
 from export.compaction import compact
 from export.errors import ExportError
-from export.recurrent import trace_model
 from export.replay import Replay
 
 
-def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
+def training_artifact(functions: dict[str, Any]) -> bytes:
     """The bytes of ``train.tflite``: every function as a signature, weights as resource variables.
 
     Raises:
         ExportError: an operator has no TFLite builtin; the message names it.
     """
+    # Only the variables: with the Keras model, TensorFlow would trace all its layers again, and save that too.
+    module = tf.Module()
+    module.kept = list({v.ref(): v for function in functions.values() for v in function.graph.variables}.values())
     with tempfile.TemporaryDirectory() as folder:
         saved = str(Path(folder) / "saved")
         # A registered gradient is no part of the artifact: it has been applied when the graph was made.
@@ -31,13 +33,11 @@ def training_artifact(module: tf.Module, functions: dict[str, Any]) -> bytes:
         return compact(_convert(converter))
 
 
-def inference_artifact(
-    model: tf.keras.Model, x: tf.TensorSpec, representative: npt.NDArray[Any] | None = None
-) -> bytes:
+def inference_artifact(graph: Any, x: tf.TensorSpec, representative: npt.NDArray[Any] | None = None) -> bytes:
     """The bytes of ``infer.tflite``: the model with its present weights as constants, one signature ``infer``.
 
     Args:
-        model: whose weights are frozen.
+        graph: of the forward pass, see `export.replay.trace`; its variables are frozen.
         x: its input.
         representative: examples as the model meets them, [n, …]. With them weights and activations are quantised to
             8 bits (Jacob et al. 2018), in ranges that are measured on these examples; input and logits stay float32.
@@ -45,8 +45,6 @@ def inference_artifact(
     Raises:
         ExportError: an operator has no TFLite builtin; the message names it.
     """
-
-    graph = trace_model(model, lambda x: model(x, training=False), [tf.TensorSpec(x.shape, x.dtype)])
 
     class Inference(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")], autograph=False)

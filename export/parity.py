@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from device_runtime.selftest import loss_difference, weight_differences
 from device_runtime.tensors import Weights
 from device_runtime.trainer import Trainer
 from device_runtime.work import step_seeds
+from export.golden import idle_tensors
 from export.inference import InferenceReport, compare_inference
 from export.reference import KerasTrainer, symbols_of, synthetic_batch
 from models import ClientOptimizer, ModelSpec
@@ -154,7 +156,9 @@ def check_parity(
     kinks: list[int] = []
     inference = compare_inference(bundle, spec, keras.model, examples, seed)
     tensor = None if inference.ok else INFER_ARTIFACT
-    rate = float(bundle.golden()["learning_rate"])
+    golden = bundle.golden()
+    rate = float(golden["learning_rate"])
+    undetermined = idle_tensors(spec, weights, golden["x"], golden["y"])
     done = 0
     before = weights
     seeds = [0, *step_seeds(seed, steps).tolist()]  # of the dropout masks; steps count from 1
@@ -164,17 +168,19 @@ def check_parity(
         slots = keras.get_slots()
         loss, lite_loss = (trainer.step(x, y, rate, proximal, seed=seeds[step]) for trainer in (keras, lite))
         after = lite.get_weights()
+        _carry_over(keras, after, undetermined)
         relative = _relative(names, (lite_loss, *after), (loss, *keras.get_weights()))
         if max(relative.values()) > TOLERANCE:
 
-            def repeat(
-                start: Weights, slots: Weights = slots, x: Any = x, y: Any = y, pull: float = proximal, at: int = step
-            ) -> tuple[float, Weights]:
+            def repeat(start: Weights, after: Weights = after, **step: Any) -> tuple[float, Weights]:
                 keras.set_weights(start)
-                keras.set_slots(slots)
-                return keras.step(x, y, rate, pull, seed=seeds[at]), keras.get_weights()
+                keras.set_slots(step.pop("slots"))
+                loss = keras.step(**step)
+                _carry_over(keras, after, undetermined)
+                return loss, keras.get_weights()
 
-            tensor = _unexplained(names, before, (lite_loss, after), repeat)
+            again = partial(repeat, slots=slots, x=x, y=y, learning_rate=rate, proximal=proximal, seed=seeds[step])
+            tensor = _unexplained(names, before, (lite_loss, after), again)
             if tensor is None:
                 loss = lite_loss
                 kinks.append(step)
@@ -187,6 +193,13 @@ def check_parity(
         progress(step)
     differences = tuple(Difference(name, max_abs[name], max_rel[name]) for name in names)
     return ParityReport(done, differences, tensor, None if tensor is None else done, tuple(kinks), inference)
+
+
+def _carry_over(keras: KerasTrainer, weights: Weights, undetermined: Sequence[int]) -> None:
+    """Give Keras the interpreter's values of the tensors that follow from rounding alone."""
+    if undetermined:
+        own = keras.get_weights()
+        keras.set_weights(tuple(weights[i] if i in undetermined else value for i, value in enumerate(own)))
 
 
 def _optimizer(bundle: Bundle) -> ClientOptimizer:

@@ -223,20 +223,10 @@ class Replay:
 
 _ALWAYS_LOWERED = frozenset(
     {
-        "Erf",
-        "Softplus",
-        "Selu",
-        "Log1p",
-        "Expm1",
-        "Inv",
-        "ReverseV2",
-        "FusedBatchNormV3",
-        "DivNoNan",
-        "Einsum",
-        "IdentityN",
-        "ResourceGather",
+        "DivNoNan", "Einsum", "Erf", "Expm1", "FusedBatchNormV3", "IdentityN", "Inv", "Log1p", "Reshape",
+        "ResourceGather", "ReverseV2", "Selu", "SoftmaxCrossEntropyWithLogits", "Softplus", "SparseSoftmaxCrossEntropyWithLogits",
     }
-)
+)  # fmt: skip
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
 
 

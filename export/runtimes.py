@@ -6,6 +6,7 @@ an interpreter that crashes should not take the export with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -129,10 +130,8 @@ class Runtime:
             self._start()
         process = self._process
         assert process is not None and process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer either
             print(line, file=process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it has ended: there is no answer either
         return self._answer(process, _RUNNING)
 
     def _answer(self, process: subprocess.Popen[str], seconds: float) -> str:

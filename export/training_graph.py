@@ -17,17 +17,22 @@ from export.errors import ExportError
 from export.layout import store, weights_to_turn
 from export.lowering.products import transposed
 from export.recurrent import trace_model
-from export.replay import Replay
+from export.replay import Replay, trace
 from models import ModelSpec, tensor_names, trained_variables
 from models.dropout import has_dropout, seeded_dropout
 from models.losses import LOSSES
 from models.optimizers import ClientOptimizer
 from models.state import all_layers
-from models.training import evaluation_sums
+from models.training import prediction_sums
 
 
 class TrainingGraph(tf.Module):
     """A Keras model with the functions that a device calls.
+
+    Attributes:
+        spec, model: of the model.
+        weights: Keras's variables that travel.
+        logits: the traced graph of the forward pass in inference.
 
     Raises:
         ExportError: the model's loss or one of its layers is not supported.
@@ -47,6 +52,7 @@ class TrainingGraph(tf.Module):
         if not model.trainable_variables:
             raise ExportError(f"model {spec.name!r}: no layer is trainable; there is nothing to train on a device")
         self._losses = trace_model(model, self._losses_of, [*self._examples, *self._seed])
+        self.logits = trace_model(model, lambda x: model(x, training=False), self._examples[:1])
         self._turned = weights_to_turn(self._losses, model.trainable_variables)
         self._stored = store(self.weights, self._turned)
         self._with_gradient = list(model.trainable_variables)
@@ -164,13 +170,13 @@ class TrainingGraph(tf.Module):
         return pulls
 
     def _evaluate(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
-        graph = trace_model(self.model, lambda x, y: evaluation_sums(self.spec, self.model, x, y), self._examples)
-        replay = self._replay(graph, x, y)
-        return dict(zip(("loss_sum", "correct", "count"), replay.outputs, strict=True))
+        logits = self._replay(self.logits, x).outputs[0]
+        specs = [self._examples[1], tf.TensorSpec(logits.shape, logits.dtype)]
+        sums = Replay(trace(lambda y, logits: prediction_sums(self.spec, y, logits), specs), (y, logits), ())
+        return dict(zip(("loss_sum", "correct", "count"), sums.outputs, strict=True))
 
     def _infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        graph = trace_model(self.model, lambda x: self.model(x, training=False), self._examples[:1])
-        return {"logits": self._replay(graph, x).outputs[0]}
+        return {"logits": self._replay(self.logits, x).outputs[0]}
 
     def _set_weights(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
         for stored, value in zip(self._stored, values, strict=True):

@@ -56,6 +56,7 @@ def user_spec(
         raise InputError(f"--metric {metric}: not a metric for the loss {loss}; use one of {', '.join(METRICS)}")
     make = _from_file(Path(source)) if source.endswith(".keras") else _from_function(source)
     first = _made(make, source)
+    _check(first, source, loss)
     kept = first.get_weights()
 
     def build() -> tf.keras.Model:
@@ -63,7 +64,6 @@ def user_spec(
         model.set_weights(kept)  # a function may draw other weights each time; frozen ones have to stay the same
         return model
 
-    _check(first, source, loss)
     name = name or first.name
     if not _NAME.fullmatch(name):
         raise InputError(f"--name {name}: expected letters, digits, '_', '-' and '.'")

@@ -69,7 +69,11 @@ def evaluation_sums(
 
     A sequence of 80 steps counts 80.
     """
-    logits = model(x, training=False)
+    return prediction_sums(spec, y, model(x, training=False))
+
+
+def prediction_sums(spec: ModelSpec, y: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`evaluation_sums` of logits that are known already."""
     losses = LOSSES[spec.loss](y, logits)
     measured = METRICS[spec.metric](spec.loss, y, logits)
     return tf.reduce_sum(losses), tf.reduce_sum(measured), tf.cast(tf.size(losses), tf.float32)

@@ -129,7 +129,7 @@ def tampered(digits_bundle: Bundle, digits_copy: Path, rehash: Callable[..., Bun
         graph.factor = factor
         for variable, value in zip(graph.weights, digits_bundle.initial_weights(), strict=True):
             variable.assign(value)
-        (digits_copy / TRAIN_ARTIFACT).write_bytes(training_artifact(graph, graph.functions()))
+        (digits_copy / TRAIN_ARTIFACT).write_bytes(training_artifact(graph.functions()))
         return rehash(digits_copy).path
 
     return make

@@ -1,14 +1,46 @@
-"""A model that is quick to convert and has every kind of layer that the export knows."""
+"""What the export's tests share: a small model, the runtimes, and the rows of layers that are compared in them."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tensorflow as tf
 
 from export.lowering import LOWERINGS, Call, Lowered
+from export.runtimes import Runtime
 from models import ModelSpec
+from tests.export.families import FAMILIES
+from tests.export.parity_case import Case
+
+LITERT = Path(__file__).resolve().parent.parent.parent / ".venv" / "litert" / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def litert() -> Path:
+    """The Python with ai-edge-litert."""
+    if not LITERT.is_file():
+        pytest.fail(f"{LITERT} is missing: run 'make setup'")
+    return LITERT
+
+
+@pytest.fixture(scope="session", params=["tflite-runtime", "ai-edge-litert"])
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """Each interpreter in a process of its own."""
+    python = Path(sys.executable) if request.param == "tflite-runtime" else request.getfixturevalue("litert")
+    with Runtime(python) as process:
+        assert process.name.startswith(request.param)
+        yield process
+
+
+@pytest.fixture(scope="session")
+def case_of() -> Callable[[str], Case]:
+    """`case_of(family)`: its case, made once."""
+    return cache(lambda name: FAMILIES[name].make())
 
 
 def build_tiny_cnn() -> Any:

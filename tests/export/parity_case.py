@@ -85,7 +85,7 @@ class Case:
         graph = TrainingGraph(self.spec, model)
         self.draws = graph.draws
         self.functions = graph.functions()
-        self.artifact = training_artifact(graph, self.functions)
+        self.artifact = training_artifact(self.functions)
         self.keras = self._in_keras()
 
     def _in_keras(self) -> Record:
