@@ -66,6 +66,8 @@ def _convolution() -> list[Formulation]:
         Formulation("CONV_2D, variable filter", lambda x, w: tf.nn.conv2d(x, w, 1, "SAME"), (x, w), flops),
         Formulation("patches of whole windows", windows, (x, w), flops),
         Formulation("patches along columns", rows, (x, w), flops),
+        # Where no size is open, the interpreter hands elementwise operators and reshapes to XNNPACK.
+        Formulation("the same, batch of fixed size", rows, ((BATCH, *x[1:]), w), flops),
     ]
 
 
