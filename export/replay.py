@@ -224,7 +224,8 @@ class Replay:
 _ALWAYS_LOWERED = frozenset(
     {
         "DivNoNan", "Einsum", "Erf", "Expm1", "FusedBatchNormV3", "IdentityN", "Inv", "Log1p", "Reshape",
-        "ResourceGather", "ReverseV2", "Selu", "SoftmaxCrossEntropyWithLogits", "Softplus", "SparseSoftmaxCrossEntropyWithLogits",
+        "ResourceGather", "ReverseV2", "Selu", "SoftmaxCrossEntropyWithLogits", "Softplus",
+        "SparseSoftmaxCrossEntropyWithLogits",
     }
 )  # fmt: skip
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
