@@ -36,6 +36,15 @@ def layers_of(subgraph: Any, names: Sequence[str], model: str, weighted: Collect
             weights.update((index, layer) for index in outputs if layer)
         found.append(layer)
     _from_readers(subgraph, found)
+    # A variable without a layer's name, such as a weight that is stored transposed, is that of the layer that reads it.
+    pairs = list(zip(names, subgraph.operators, strict=True))
+    read = {
+        int(one.inputs[0]): layer for (name, one), layer in zip(pairs, found, strict=True) if name == "READ_VARIABLE"
+    }
+    for position, (name, operator) in enumerate(pairs):
+        if name == "ASSIGN_VARIABLE" and not found[position]:
+            found[position] = read.get(int(operator.inputs[0]), "")
+    _from_readers(subgraph, found)
     return found
 
 

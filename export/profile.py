@@ -180,16 +180,19 @@ class _Step:
             if not is_constant(self.model, self.graph.tensors[index])
         ]
         values = [self._interpreter.get_tensor(index, self._index) for index in variable]
-        return self._time(extract(self.model, self.graph, operator, self.shapes(operator)), values, threads)
+        return self._time(extract(self.model, self.graph, operator), values, threads)
 
     def _time(self, file: bytes, values: list[npt.NDArray[Any]], threads: int) -> float:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "operator.tflite"
             path.write_bytes(file)
             alone = open_interpreter(str(path), threads)
+            inputs = [details["index"] for details in alone.get_input_details()]
+            for index, value in zip(inputs, values, strict=True):
+                alone.resize_tensor_input(index, value.shape)
             alone.allocate_tensors()
-            for details, value in zip(alone.get_input_details(), values, strict=True):
-                alone.set_tensor(details["index"], value)
+            for index, value in zip(inputs, values, strict=True):
+                alone.set_tensor(index, value)
             return _fastest(alone.invoke)
 
     def describe(self, position: int, layer: str, count: int, ms: float) -> OperatorTime:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flatbuffers
-import numpy as np
 import numpy.typing as npt
 from tensorflow.lite.python import schema_py_generated as schema
 
@@ -20,12 +19,11 @@ def is_constant(model: Any, tensor: Any) -> bool:
     return data is not None and len(data) > 0
 
 
-def extract(model: Any, subgraph: Any, operator: Any, shapes: Mapping[int, tuple[int, ...]]) -> bytes:
-    """The operator in a file of its own, with fixed shapes.
+def extract(model: Any, subgraph: Any, operator: Any) -> bytes:
+    """The operator in a file of its own, with the shapes of the original: what is open there, is open here.
 
     Args:
         model, subgraph, operator: in the flatbuffer's object form.
-        shapes: of all its inputs and outputs, by their index in the subgraph.
 
     Returns:
         A TFLite file; its inputs are those of the operator that are no constants, in their order.
@@ -42,8 +40,8 @@ def extract(model: Any, subgraph: Any, operator: Any, shapes: Mapping[int, tuple
             continue
         original = subgraph.tensors[index]
         tensor = schema.TensorT()
-        tensor.name, tensor.type, tensor.quantization = original.name, original.type, original.quantization
-        tensor.shape, tensor.buffer = np.asarray(shapes[index], np.int32), 0
+        tensor.__dict__.update(original.__dict__)
+        tensor.buffer = 0
         if is_constant(model, original):
             tensor.buffer = len(single.buffers)
             single.buffers.append(model.buffers[original.buffer])

@@ -43,11 +43,9 @@ def test_times_add_up(profile: Profile) -> None:
 
 
 def test_products_carry_layer_and_the_shapes_of_the_batch(profile: Profile) -> None:
-    products = {
-        (one.layer, one.inputs) for one in profile.operators if one.operator in ("BATCH_MATMUL", "FULLY_CONNECTED")
-    }
-    assert ("hidden", "7×64 64×64") in products
-    assert {layer for layer, _ in products} == {"hidden", "logits"}
+    products = [one for one in profile.operators if one.operator in ("BATCH_MATMUL", "FULLY_CONNECTED")]
+    assert {one.layer for one in products} == {"hidden", "logits"}
+    assert all("7" in one.inputs.replace("×", " ").split() for one in products)
 
 
 def test_batches_have_an_example(digits_bundle: Bundle) -> None:
