@@ -197,7 +197,7 @@ def _artifact(operators: Sequence[Operator]) -> bytes:
     }
 
     def check(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-        results = {}
+        results: dict[str, tf.Tensor] = {}
         for n, operator in enumerate(operators):
             values = [
                 tf.constant(value) if operator.constant[k] else given[f"i{n}_{k}"]
