@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import JSON, MODEL_HELP, OPTIMIZER_NAMES, SEED, print_json
+from cli.options import JSON, MODEL_HELP, SEED, client_optimizer, optimizer_options, print_json
 
 if TYPE_CHECKING:
-    from models import ModelSpec
+    from models import ClientOptimizer, ModelSpec
 
 
 @click.command(short_help="Make a bundle that devices train.", epilog=f"Models: {MODEL_HELP}")
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 @click.option("--name", help="Of the bundle of your own model; by default the model's.")
 @click.option("--loss", help="Of your own model, from logits, such as sparse_categorical_crossentropy.")
 @click.option("--metric", help="Of your own model; by default accuracy, or mean_absolute_error without classes.")
-@click.option(
-    "--optimizer", default="sgd", show_default=True, type=click.Choice(OPTIMIZER_NAMES), help="Of the devices."
-)
-@click.option("--momentum", default=0.9, show_default=True, help="Of the optimizer momentum.")
-@click.option("--clip-norm", type=float, help="Largest global norm of a gradient; no limit by default.")
+@optimizer_options
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="safetensors file to start from, such as a simulation's."
 )
@@ -81,9 +77,8 @@ def export(
     from export.bundle_writer import export_bundle
     from export.user_model import read_representative
 
-    spec = _spec(
-        model, source, str(loss), name, metric, {"name": optimizer, "momentum": momentum, "clip_norm": clip_norm}
-    )
+    chosen = client_optimizer(optimizer, momentum, clip_norm)
+    spec = _spec(model, source, str(loss), name, metric, chosen)
     inputs = read_representative(representative, spec) if representative else None
     bundle = export_bundle(spec, out, bundle_version, seed, weights, private, inputs)
     made = {"bundle": str(bundle.path), "identity": bundle.identity, "parameters": bundle.manifest.parameters}
@@ -112,15 +107,11 @@ def _check_usage(
 
 
 def _spec(
-    model: str | None, source: str | None, loss: str, name: str | None, metric: str | None, settings: dict[str, Any]
+    model: str | None, source: str | None, loss: str, name: str | None, metric: str | None, optimizer: ClientOptimizer
 ) -> ModelSpec:
     import models
     from export.user_model import user_spec
 
-    try:
-        optimizer = models.ClientOptimizer(**settings)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     if source is not None:
         return user_spec(source, loss, name, metric, optimizer)
     return replace(models.get(str(model)), optimizer=optimizer)

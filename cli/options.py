@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from models import ClientOptimizer
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -53,6 +56,30 @@ def client_work(epochs: int) -> Callable[[_Function], _Function]:
         return function
 
     return decorate
+
+
+def optimizer_options(function: _Function) -> _Function:
+    """The options that say how a client makes steps of gradients; see `client_optimizer`."""
+    options = [
+        click.option(
+            "--optimizer", default="sgd", show_default=True, type=click.Choice(OPTIMIZER_NAMES), help="Of the clients."
+        ),
+        click.option("--momentum", default=0.9, show_default=True, help="Of the optimizer momentum."),
+        click.option("--clip-norm", type=float, help="Largest global norm of a gradient; no limit by default."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def client_optimizer(name: str, momentum: float, clip_norm: float | None) -> ClientOptimizer:
+    """What `optimizer_options` say; a value out of range is a wrong usage."""
+    from models import ClientOptimizer
+
+    try:
+        return ClientOptimizer(name, momentum=momentum, clip_norm=clip_norm)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def print_json(value: Any) -> None:

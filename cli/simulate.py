@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.options import JSON, MODEL_HELP, client_work, print_json
+from cli.options import JSON, MODEL_HELP, client_optimizer, client_work, optimizer_options, print_json
 
 
 @click.command(short_help="Simulate Federated Averaging on this machine.")
@@ -18,6 +18,7 @@ from cli.options import JSON, MODEL_HELP, client_work, print_json
 @click.option("--clients", default=100, show_default=True, help="K, how many clients the data is dealt to.")
 @click.option("--fraction", default=0.1, show_default=True, help="C, the share of clients in a round; 0 is one.")
 @client_work(epochs=1)
+@optimizer_options
 @click.option("--rounds", default=100, show_default=True, help="At most so many rounds.")
 @click.option("--target-accuracy", type=float, help="Stop when the test accuracy reaches it, such as 0.95.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Results.")
@@ -34,6 +35,9 @@ def simulate(
     learning_rate: float,
     proximal: float,
     seed: int,
+    optimizer: str,
+    momentum: float,
+    clip_norm: float | None,
     rounds: int,
     target_accuracy: float | None,
     out: Path,
@@ -55,7 +59,10 @@ def simulate(
     from tff_sim.experiment import Experiment, run_experiment
 
     work = ClientWork(epochs, batch_size, learning_rate, proximal, seed)
-    experiment = Experiment(model, dataset, data_dir, partition, clients, fraction, work, rounds, target_accuracy)
+    chosen = client_optimizer(optimizer, momentum, clip_norm)
+    experiment = Experiment(
+        model, dataset, data_dir, partition, clients, fraction, work, rounds, target_accuracy, chosen
+    )
     with round_progress("simulating", rounds) as progress:
         summary = run_experiment(
             experiment,

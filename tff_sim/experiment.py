@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from device_runtime.errors import CheckFailedError, InputError
 from device_runtime.tensors import TensorSpec
 from device_runtime.weights import dump_weights
 from device_runtime.work import ClientWork
+from models.optimizers import PLAIN_SGD, ClientOptimizer
 from tff_sim import datasets
 from tff_sim.availability import require_tff
 from tff_sim.partition import partition
@@ -33,6 +34,7 @@ class Experiment:
         work: E, B, η, μ, and the seed of the whole experiment.
         rounds: at most so many.
         target_accuracy: stop when the test accuracy reaches it.
+        optimizer: of the clients; plain SGD by default.
 
     Raises:
         InputError: a number is out of its range.
@@ -47,6 +49,7 @@ class Experiment:
     work: ClientWork = field(default_factory=ClientWork)
     rounds: int = 100
     target_accuracy: float | None = None
+    optimizer: ClientOptimizer = PLAIN_SGD
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
@@ -73,7 +76,7 @@ def run_experiment(
         CheckFailedError: the training diverged; the rounds before are in the files.
     """
     require_tff()
-    spec = models.get(experiment.model)
+    spec = replace(models.get(experiment.model), optimizer=experiment.optimizer)
     data = datasets.load(experiment.dataset, experiment.data_dir)
     if spec.input.shape[1:] != data.train.x.shape[1:]:
         raise InputError(
@@ -125,6 +128,7 @@ def run_experiment(
                 break
     about = {
         "codec": experiment.work.codec,
+        "optimizer": experiment.optimizer.to_json(),
         "seed": seed,
         "parameters": sum(tensor.size for tensor in tensors),
         "model": spec.name,

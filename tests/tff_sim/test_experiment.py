@@ -105,6 +105,19 @@ def test_a_run_stops_at_its_target(tmp_path: Path, capsys: pytest.CaptureFixture
     assert last.endswith(f"results in {out}")
 
 
+def test_the_clients_optimiser_is_chosen_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--clients", "10", "--fraction", "0.3", "--rounds", "2", "--lr", "0.01", "--out"]
+    losses = {}
+    for name, options in {"sgd": [], "adam": ["--optimizer", "adam", "--clip-norm", "1"]}.items():
+        assert main(["simulate", *options, *arguments, str(tmp_path / name)]) == 0
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["optimizer"]["name"] == name
+        losses[name] = float(_rows(tmp_path / name)[-1]["train_loss"])
+    assert losses["adam"] < losses["sgd"] - 0.1  # at so small a rate SGD has hardly moved
+    assert main(["simulate", "--momentum", "2", "--out", str(tmp_path / "none")]) == 2
+    assert "momentum should be a number of at least 0 and below 1, not 2.0" in capsys.readouterr().err
+
+
 def test_a_target_that_is_not_reached_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--clients", "10", "--fraction", "0", "--rounds", "1", "--target-accuracy", "1"]
     assert main(["simulate", *arguments, "--out", str(tmp_path)]) == 0
