@@ -58,7 +58,9 @@ class Operator:
     @property
     def key(self) -> str:
         """The same for operators that are one kernel's work on equal shapes."""
-        attributes = sorted((name, value.SerializeToString(deterministic=True)) for name, value in self.attributes.items())
+        attributes = sorted(
+            (name, value.SerializeToString(deterministic=True)) for name, value in self.attributes.items()
+        )
         constants = [
             value.tobytes() if fixed and value.size <= _LARGE else b""
             for value, fixed in zip(self.inputs, self.constant, strict=True)
@@ -195,7 +197,7 @@ def _artifact(operators: Sequence[Operator]) -> bytes:
     }
 
     def check(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-        results = {}
+        results: dict[str, tf.Tensor] = {}
         for n, operator in enumerate(operators):
             values = [
                 tf.constant(value) if operator.constant[k] else given[f"i{n}_{k}"]
@@ -226,7 +228,9 @@ def _difference(operator: Operator, got: Array, want: Array) -> float:
     a, b = (np.clip(np.nan_to_num(value.astype(np.float64), nan=2 * _HUGE), -_HUGE, _HUGE) for value in (got, want))
     scale = float(np.abs(b).max()) or 1.0
     if operator.node.op in _SUMS:  # what is zero in theory is a rest of rounding
-        factors = [float(np.abs(x).max()) for x, fixed in zip(operator.inputs, operator.constant, strict=True) if not fixed]
+        factors = [
+            float(np.abs(x).max()) for x, fixed in zip(operator.inputs, operator.constant, strict=True) if not fixed
+        ]
         scale = max(scale, min(float(np.prod(factors)), _HUGE))
     return float(np.abs(a - b).max()) / scale
 
