@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import socket
 import sys
@@ -111,6 +113,16 @@ def _selftest(options: argparse.Namespace) -> int:
     from device_runtime.selftest import TOLERANCE, self_test
 
     result = self_test(open_bundle(options.bundle, _trusted(options)), options.threads)
+    if options.json:
+        report = {
+            "ok": result.ok,
+            "runtime": runtime_version(),
+            "max_rel": result.max_rel if math.isfinite(result.max_rel) else None,  # JSON has no infinity
+            "tensor": result.tensor,
+            "tolerance": TOLERANCE,
+        }
+        print(json.dumps(report))
+        return 0 if result.ok else 1
     verdict = "passed" if result.ok else "FAILED"
     print(
         f"self-test {verdict} on {runtime_version()}: largest relative difference to Keras {result.max_rel:.1e}"
@@ -184,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     selftest.set_defaults(command=_selftest)
     _bundle(selftest)
+    selftest.add_argument("--json", action="store_true", help="print one JSON object")
     _threads(selftest)
     _trusted_keys(selftest)
     return parser
