@@ -57,6 +57,7 @@ class _Step:
     varies: tuple[bool, ...]
     outputs: tuple[tf.Tensor, ...]
     pullback: Any
+    scope: str
 
 
 def trace(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
@@ -131,7 +132,8 @@ class Replay:
                 tf.zeros_like(output) if gradient is None and output.dtype.is_floating else gradient
                 for output, gradient in zip(step.outputs, by_outputs, strict=True)
             ]
-            by_inputs = step.pullback(*filled)
+            with tf.name_scope(step.scope):
+                by_inputs = step.pullback(*filled)
             if not isinstance(by_inputs, tuple | list):
                 by_inputs = (by_inputs,)
             for x, varies, gradient in zip(step.inputs, step.varies, by_inputs, strict=True):
@@ -142,11 +144,12 @@ class Replay:
     def _gradient(self, found: dict[int, Gradient], variable: tf.Variable, turned: bool) -> tf.Tensor:
         read = self.reads.get(variable.ref())
         gradient = None if read is None else found.get(id(read))
-        if gradient is None:
-            return tf.zeros(variable.shape[::-1] if turned else variable.shape)
-        if isinstance(gradient, OuterProducts):
-            return gradient.turned().compute() if turned else gradient.compute()
-        return transposed(gradient) if turned else gradient
+        with tf.name_scope(_scope(variable.name)):
+            if gradient is None:
+                return tf.zeros(variable.shape[::-1] if turned else variable.shape)
+            if isinstance(gradient, OuterProducts):
+                return gradient.turned().compute() if turned else gradient.compute()
+            return transposed(gradient) if turned else gradient
 
     def _run(self, graph: Any, feeds: dict[str, Any], results: Sequence[tf.Tensor], scope: str) -> list[Any]:
         """Emit a graph; `feeds` and results are `_Value`s, or variables in the place of their handles."""
@@ -173,6 +176,11 @@ class Replay:
             inputs = [self._read(inputs[0]), *inputs[1:]]
         varies = tuple(value.varies for value in inputs)
         call = Call(op, tuple(value.tensor for value in inputs), varies, self._layer(scope + op.name))
+        with tf.name_scope(_scope(scope + op.name)):
+            return self._lower(call, _scope(scope + op.name))
+
+    def _lower(self, call: Call, scope: str) -> list[Any]:
+        op, varies = call.op, call.varies
         if op.type in _WITHOUT_GRADIENT or (not any(varies) and op.type not in _ALWAYS_LOWERED):
             return [_Value(tensor, False) for tensor in emit(call)]
         if op.type not in LOWERINGS:
@@ -185,7 +193,7 @@ class Replay:
             return [_Value(tensor, False) for tensor in lowered.outputs]
         # Outputs that are inputs passed on get a name of their own, so that gradients are not counted twice.
         outputs = tuple(tf.identity(t) if any(t is i for i in call.inputs) else t for t in lowered.outputs)
-        self._steps.append(_Step(call.inputs, varies, outputs, lowered.pullback))
+        self._steps.append(_Step(call.inputs, varies, outputs, lowered.pullback, scope))
         return [_Value(tensor, True) for tensor in outputs]
 
     def _variable(self, op: tf.Operation, inputs: list[Any]) -> list[Any] | None:
@@ -229,6 +237,11 @@ _ALWAYS_LOWERED = frozenset(
     }
 )  # fmt: skip
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
+
+
+def _scope(name: str) -> str:
+    """The scope that an operator or a variable is in, absolute: what is made of it has such a name too."""
+    return name[: name.rfind("/") + 1]
 
 
 def _needed(graph: Any, results: Sequence[tf.Tensor]) -> set[str]:

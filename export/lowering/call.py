@@ -101,7 +101,7 @@ def emit(call: Call) -> tuple[tf.Tensor, ...]:
         list(call.inputs),
         [output.dtype for output in op.outputs],
         attrs={name: value for name, value in op.node_def.attr.items() if not name.startswith("_")},
-        name=op.name,
+        name=op.name.rpartition("/")[2],  # `export.replay` enters its scope
     )
     return tuple(copy.outputs)
 

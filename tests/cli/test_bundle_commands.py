@@ -31,7 +31,7 @@ def test_inspect_in_json(digits_bundle: Bundle, capsys: pytest.CaptureFixture[st
     assert inspection["parameters"] == 4810
     assert inspection["examples"] == {"x": "float32[n, 8, 8, 1]", "y": "int32[n]"}
     assert (inspection["flex"], inspection["custom"]) == (0, 0)
-    assert inspection["operators"]["FULLY_CONNECTED"] > 0
+    assert inspection["operators"]["BATCH_MATMUL"] > 0
     assert all(isinstance(count, int) and count > 0 for count in inspection["operators"].values())
     assert not [name for name in inspection["operators"] if name.startswith("Flex")]
     for name in ("manifest.json", "train.tflite", "infer.tflite", "weights.safetensors", "golden.npz"):
@@ -44,7 +44,7 @@ def test_inspect_in_words(digits_bundle: Bundle, capsys: pytest.CaptureFixture[s
     assert f"digits_mlp version 1, 4,810 parameters, identity {digits_bundle.identity}" in output
     assert "hidden/kernel" in output
     assert "float32[n, 8, 8, 1]" in output
-    assert "FULLY_CONNECTED" in output
+    assert "BATCH_MATMUL" in output
     assert "Flex operators: 0; other custom operators: 0" in output
 
 
@@ -148,7 +148,7 @@ def test_parity_of_a_tampered_bundle_in_words(
     tampered: Callable[[float], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["parity", str(tampered(-1.0))]) == 1
-    assert capsys.readouterr().out.endswith("parity FAILS: hidden/kernel differs first, at step 1\n")
+    assert capsys.readouterr().out.endswith("parity FAILS: hidden/kernel (layer hidden) differs first, at step 1\n")
 
 
 def test_parity_of_a_bundle_that_computes_no_numbers_is_still_json(

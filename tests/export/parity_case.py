@@ -82,9 +82,9 @@ class Case:
         self.parts = parts or {"": (self.variables, slice(None))}
         self.start = [_moved(variable, rng) for variable in self.variables]
         self.steps = [Step(*batch(rng, size), proximal if i == 1 else 0.0, 17 + i) for i, size in enumerate(BATCHES)]
-        graph = TrainingGraph(self.spec, model)
-        self.draws = graph.draws
-        self.functions = graph.functions()
+        self.graph = TrainingGraph(self.spec, model)
+        self.draws = self.graph.draws
+        self.functions = self.graph.functions()
         self.artifact = training_artifact(self.functions)
         self.keras = self._in_keras()
 
