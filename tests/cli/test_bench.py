@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def test_names_that_other_programs_rely_on(capsys: Capture) -> None:
     assert main(["bench", "export", "--help"]) == 0
     output = capsys.readouterr().out
     assert all(f"  {name} " in output for name in NAMES)
+
+
+def test_the_page_on_performance_names_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == NAMES
 
 
 def test_quick_run_in_json_and_into_a_file(tmp_path: Path, capsys: Capture) -> None:
