@@ -30,7 +30,7 @@ from tests.export.parity_case import Case
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def operators(case_of: Callable[[str], Case]) -> dict[str, Operator]:
     """The distinct operators of all rows' training functions."""
     found: dict[str, Operator] = {}

@@ -48,14 +48,14 @@ def _gru_with_state(x: Any) -> Any:
 
 FAMILIES = {
     "recurrent": branches(
-        (5, 3),
+        (3, 3),
         {
             **{name: _stacked(make) for name, make in _CELLS.items()},
             **{f"{name}_sequences": _sequences(make) for name, make in _CELLS.items()},
         },
     ),
     "recurrent_kinds": branches(
-        (5, 3),
+        (3, 3),
         {
             "bidirectional": lambda x: chain(
                 x,
