@@ -125,6 +125,7 @@ def operators_of(
     handles = {id(variable.handle): variable for variable in source.variables}
     variables = {inner.name: handles[id(outer)] for outer, inner in source.captures if id(outer) in handles}
     feeds = {tensor.name: inputs[tensor.name.split(":")[0]] for tensor in _given(function)}
+    feeds |= {inner.name: outer.numpy() for outer, inner in source.captures if id(outer) not in handles}
     checked = []
     for op in source.get_operations():
         if op.type == "ReadVariableOp" and op.inputs[0].name in variables:
@@ -141,6 +142,8 @@ def operators_of(
         values = session.run({name: name for name in names}, feeds)
     found: dict[str, Operator] = {}
     for op in checked:
+        if not all(values[x.name].size for x in (*op.inputs, *op.outputs)):
+            continue  # an interpreter takes and gives no empty tensors
         operator = Operator(
             node=op.node_def,
             layer=_layer(op.name, layers),
