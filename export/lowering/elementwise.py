@@ -13,12 +13,9 @@ import tensorflow as tf
 from export.lowering.call import Call, Lowered, emit, lowering, one, single
 from export.lowering.shapes import unbroadcast
 
-_HUGE = 3e38  # makes at least 1 of every positive float32 that is not denormal
-
-
 def positive(x: tf.Tensor) -> tf.Tensor:
     """1 where x > 0, otherwise 0."""
-    return tf.minimum(tf.nn.relu(x * _HUGE), 1.0)
+    return tf.sign(tf.nn.relu(x))
 
 
 def _unary(kind: str, derivative: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> None:
@@ -30,8 +27,8 @@ def _unary(kind: str, derivative: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -
         return one(y, lambda dy: dy * derivative(x, y))
 
 
-_unary("Relu", lambda x, y: positive(y))
-_unary("Relu6", lambda x, y: positive(y) * positive(6.0 - y))
+_unary("Relu", lambda x, y: tf.sign(y))
+_unary("Relu6", lambda x, y: tf.sign(y) * tf.sign(6.0 - y))
 _unary("Elu", lambda x, y: 1.0 + tf.minimum(y, 0.0))
 _unary("Sigmoid", lambda x, y: y * (1.0 - y))
 _unary("Tanh", lambda x, y: 1.0 - y * y)
