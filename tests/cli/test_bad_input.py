@@ -215,7 +215,7 @@ def test_serve_on_a_port_in_use(digits_bundle: Bundle, tmp_path: Path, capsys: p
             "Invalid value for '--threads': 100000000000 is not in the range 1<=x<=1024.",
         ),
         (["simulate", "--rounds", "many"], "Invalid value for '--rounds': 'many' is not a valid integer."),
-        (["simulate", "--momentum", "1"], "No such option '--momentum'."),
+        (["simulate", "--nesterov", "1"], "No such option '--nesterov'."),
         (
             ["export", "digits_mlp", "--out", "nowhere", "--seed", "-1"],
             "Invalid value for '--seed': -1 is not in the range 0<=x<=9007199254740991.",
@@ -225,7 +225,7 @@ def test_serve_on_a_port_in_use(digits_bundle: Bundle, tmp_path: Path, capsys: p
             "Invalid value for '--seed': -1 is not in the range 0<=x<=9007199254740991.",
         ),
         (["demo", "--seed", "-1"], "Invalid value for '--seed': -1 is not in the range 0<=x<=9007199254740991."),
-        (["export"], "Missing argument 'MODEL'."),
+        (["export"], "Missing option '--out'."),
         (["fly"], "No such command 'fly'."),
     ],
 )

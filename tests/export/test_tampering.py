@@ -45,13 +45,14 @@ def _code(model: Any, name: str) -> int:
     return len(model.operatorCodes) - 1
 
 
-def _sign_flipped(variable: int) -> Callable[[Any, Any], None]:
-    """The update w − step of one variable becomes w + step."""
+def _sign_flipped(shape: tuple[int | None, ...]) -> Callable[[Any, Any], None]:
+    """The update w − step of the variable with this shape becomes w + step."""
 
     def edit(model: Any, train: Any) -> None:
         subtract, assign = _code(model, "SUB"), _code(model, "ASSIGN_VARIABLE")
         assigned = [operator.inputs[1] for operator in train.operators if operator.opcodeIndex == assign]
-        update = next(o for o in train.operators if o.opcodeIndex == subtract and o.outputs[0] == assigned[variable])
+        (fits,) = [index for index in assigned if tuple(train.tensors[index].shape) == shape]
+        update = next(o for o in train.operators if o.opcodeIndex == subtract and o.outputs[0] == fits)
         update.opcodeIndex = _code(model, "ADD")
         update.builtinOptionsType = schema.BuiltinOptions.AddOptions
         update.builtinOptions = schema.AddOptionsT()
@@ -63,20 +64,21 @@ def _sign_flipped(variable: int) -> Callable[[Any, Any], None]:
 def test_a_flipped_sign_in_one_gradient_fails(
     variable: int, digits_copy: Path, rehash: Rehash, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _edit_training(digits_copy, _sign_flipped(variable))
+    spec = open_bundle(digits_copy).manifest.tensors[variable]
+    _edit_training(digits_copy, _sign_flipped(spec.shape))
     bundle = rehash(digits_copy)
     assert main(["parity", str(bundle.path), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], report["step"], report["layer"]) == (False, 1, report["tensor"].split("/")[0])
-    assert report["tensor"] == bundle.manifest.tensors[variable].name
+    assert report["tensor"] == spec.name
 
 
 def test_a_mask_that_is_left_out_fails(digits_copy: Path, rehash: Rehash) -> None:
     """The gradient passes a ReLU as if it were none: the product with its mask gives the gradient itself."""
 
     def edit(model: Any, train: Any) -> None:
-        minimum, multiply = _code(model, "MINIMUM"), _code(model, "MUL")
-        masks = {o.outputs[0] for o in train.operators if o.opcodeIndex == minimum}
+        sign, multiply = _code(model, "SIGN"), _code(model, "MUL")
+        masks = {o.outputs[0] for o in train.operators if o.opcodeIndex == sign}
         for operator in train.operators:
             if operator.opcodeIndex == multiply and masks & set(operator.inputs):
                 kept = next(index for index in operator.inputs if index not in masks)
