@@ -26,6 +26,7 @@ from device_runtime.errors import CheckFailedError, InputError
 
 RUNTIMES = "POCKETFED_RUNTIMES"
 """Environment variable: Python executables, separated as in PATH, that have NumPy and a TFLite interpreter."""
+_SUCCESSOR = Path(sys.prefix) / "litert" / "bin" / "python"  # ai-edge-litert's environment
 _ROOT = Path(__file__).resolve().parent.parent
 _STARTING = 60.0
 _RUNNING = 300.0
@@ -40,12 +41,15 @@ class RuntimeFailedError(CheckFailedError):
 
 
 def installed_runtimes() -> list[Path]:
-    """This Python, then those of the environment variable POCKETFED_RUNTIMES.
+    """This Python, then those of the environment variable POCKETFED_RUNTIMES, or else the one of 'make setup'.
 
     Raises:
         InputError: the variable names a file that is not there.
     """
-    further = [Path(name) for name in os.environ.get(RUNTIMES, "").split(os.pathsep) if name]
+    named = os.environ.get(RUNTIMES)
+    if named is None:
+        named = str(_SUCCESSOR) if _SUCCESSOR.is_file() else ""
+    further = [Path(name) for name in named.split(os.pathsep) if name]
     for python in further:
         if not python.is_file():
             raise InputError(f"{python}: no such file; {RUNTIMES} names Python executables: 'make setup' makes them")
