@@ -52,10 +52,12 @@ def golden_file(spec: ModelSpec, weights: Weights, seed: int) -> bytes:
     idle: list[int] = []
     for attempt in range(_TRIES):
         x, y = synthetic_batch(spec, classes, BATCH, rng, symbols)
-        if not attempt:
-            rate = _learning_rate(keras, weights, x, y)
+        if attempt:
+            golden = _results(keras, weights, x, y, rate)
+        else:
+            golden = _falling(keras, weights, x, y)
+            rate = float(golden["learning_rate"])
             idle = idle_tensors(spec, weights, x, y)
-        golden = _results(keras, weights, x, y, rate)
         movements = np.max([_movements(golden, _results(keras, near, x, y, rate)) for near in around], axis=0)
         loose = [index for index, movement in enumerate(movements[1:]) if idle and movement > STEADY]
         golden["undetermined"] = np.array(sorted({*idle, *loose}), np.int32)
@@ -84,13 +86,16 @@ def idle_tensors(spec: ModelSpec, weights: Weights, x: npt.NDArray[Any], y: npt.
     return [index for index, size in enumerate(sizes) if size < _NOTHING * max(sizes)]
 
 
-def _learning_rate(keras: KerasTrainer, weights: Weights, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
-    """The largest at which the loss falls: where training diverges, so does every difference of rounding."""
+def _falling(keras: KerasTrainer, weights: Weights, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Golden:
+    """The results at the largest learning rate at which the loss falls.
+
+    Where training diverges, so does every difference of rounding.
+    """
     for rate in LEARNING_RATES:
-        losses = _results(keras, weights, x, y, rate)["losses"]
-        if losses[-1] < losses[0]:
-            return rate
-    return LEARNING_RATES[-1]
+        golden = _results(keras, weights, x, y, rate)
+        if golden["losses"][-1] < golden["losses"][0]:
+            break
+    return golden
 
 
 def _neighbours(weights: Weights, rng: np.random.Generator) -> tuple[Weights, Weights]:

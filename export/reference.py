@@ -23,6 +23,7 @@ class KerasTrainer:
         self._slots = spec.optimizer.make_slots(self._model.trainable_variables)
         self._anchors = [tf.Variable(value, trainable=False) for value in weights]
         self._steps: dict[float, Any] = {}
+        self._infer: Any = None
         self.set_weights(weights)
 
     def reset_optimizer(self) -> None:
@@ -78,7 +79,9 @@ class KerasTrainer:
 
     def infer(self, x: npt.NDArray[Any]) -> FloatArray:
         """Logits, float32 [B, …]."""
-        logits: FloatArray = self._model(x, training=False).numpy()
+        if self._infer is None:  # recurrent layers take long outside of a graph
+            self._infer = tf.function(lambda x: self._model(x, training=False), input_signature=[self._spec.input])
+        logits: FloatArray = self._infer(x).numpy()
         return logits
 
 
