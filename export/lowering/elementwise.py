@@ -13,6 +13,7 @@ import tensorflow as tf
 from export.lowering.call import Call, Lowered, emit, lowering, one, single
 from export.lowering.shapes import unbroadcast
 
+
 def positive(x: tf.Tensor) -> tf.Tensor:
     """1 where x > 0, otherwise 0."""
     return tf.sign(tf.nn.relu(x))
