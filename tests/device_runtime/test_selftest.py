@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -150,3 +151,10 @@ def test_without_tflite_runtime_its_successor_is_used(monkeypatch: pytest.Monkey
     spec.loader.exec_module(module)
     assert module.runtime_version() == "ai-edge-litert 2.1"
     assert module.open_interpreter("m.tflite", 2) == ("m.tflite", 2)
+
+
+def test_the_command_can_answer_in_json(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", str(digits_bundle.path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True and report["max_rel"] < report["tolerance"] == TOLERANCE
+    assert report["runtime"].startswith("tflite-runtime ") and report["tensor"]
