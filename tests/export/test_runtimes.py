@@ -121,6 +121,8 @@ def test_further_runtimes_come_from_the_environment(
 ) -> None:
     here = Path(sys.executable)
     monkeypatch.delenv(RUNTIMES, raising=False)
+    assert installed_runtimes() == [here, litert]  # what 'make setup' installs is found without being named
+    monkeypatch.setenv(RUNTIMES, "")
     assert installed_runtimes() == [here]
     monkeypatch.setenv(RUNTIMES, os.pathsep.join(map(str, (litert, here))))
     assert installed_runtimes() == [here, litert]
