@@ -172,7 +172,8 @@ def _gru(cell: Any) -> tuple[Step, tf.Tensor, tf.Tensor | None]:
         (h,) = state
         z, r, new = tf.split(projected, 3, axis=0)
         if h is None and recurrent_bias is None:
-            return ((1.0 - gate(z)) * activation(new),)
+            new = activation(new)
+            return (new - gate(z) * new,)
         if cell.reset_after:
             inner = recurrent_bias if h is None else tf.matmul(whole, h)
             if h is not None and recurrent_bias is not None:
@@ -184,7 +185,7 @@ def _gru(cell: Any) -> tuple[Step, tf.Tensor, tf.Tensor | None]:
             inner_z, inner_r = tf.split(tf.matmul(gates_part, h), 2, axis=0)
             z, r = gate(z + inner_z), gate(r + inner_r)
             new = activation(new + tf.matmul(new_part, r * h))
-        return ((1.0 - z) * new if h is None else z * h + (1.0 - z) * new,)
+        return (new - z * new if h is None else new + z * (h - new),)
 
     return step, tf.convert_to_tensor(cell.kernel), bias
 

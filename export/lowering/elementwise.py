@@ -19,28 +19,29 @@ def positive(x: tf.Tensor) -> tf.Tensor:
     return tf.sign(tf.nn.relu(x))
 
 
-def _unary(kind: str, derivative: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> None:
-    """A builtin whose gradient is dy · derivative(x, y)."""
+def _unary(kind: str, gradient: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]) -> None:
+    """A builtin y of x; `gradient` takes (dy, x, y)."""
 
     @lowering(kind)
     def lower(call: Call) -> Lowered:
-        (x,), (y,) = call.inputs, emit(call)
-        return one(y, lambda dy: dy * derivative(x, y))
+        (x,), y = call.inputs, single(call)
+        return one(y, lambda dy: gradient(dy, x, y))
 
 
-_unary("Relu", lambda x, y: tf.sign(y))
-_unary("Relu6", lambda x, y: tf.sign(y) * tf.sign(6.0 - y))
-_unary("Elu", lambda x, y: 1.0 + tf.minimum(y, 0.0))
-_unary("Sigmoid", lambda x, y: y * (1.0 - y))
-_unary("Tanh", lambda x, y: 1.0 - y * y)
-_unary("Exp", lambda x, y: y)
-_unary("Log", lambda x, y: 1.0 / x)
-_unary("Sqrt", lambda x, y: 0.5 / y)
-_unary("Rsqrt", lambda x, y: -0.5 * y / x)
-_unary("Square", lambda x, y: 2.0 * x)
-_unary("Abs", lambda x, y: tf.sign(x))
-_unary("Sin", lambda x, y: tf.cos(x))
-_unary("Cos", lambda x, y: -tf.sin(x))
+# A number minus a tensor is slow in tflite-runtime, so 1 − y is multiplied out.
+_unary("Relu", lambda dy, x, y: dy * tf.sign(y))
+_unary("Relu6", lambda dy, x, y: dy * tf.sign(y) * tf.sign(6.0 - y))
+_unary("Elu", lambda dy, x, y: dy - dy * tf.nn.relu(-y))
+_unary("Sigmoid", lambda dy, x, y: dy * y - dy * y * y)
+_unary("Tanh", lambda dy, x, y: dy - dy * y * y)
+_unary("Exp", lambda dy, x, y: dy * y)
+_unary("Log", lambda dy, x, y: dy / x)
+_unary("Sqrt", lambda dy, x, y: 0.5 * dy / y)
+_unary("Rsqrt", lambda dy, x, y: -0.5 * dy * y / x)
+_unary("Square", lambda dy, x, y: 2.0 * dy * x)
+_unary("Abs", lambda dy, x, y: dy * tf.sign(x))
+_unary("Sin", lambda dy, x, y: dy * tf.cos(x))
+_unary("Cos", lambda dy, x, y: -dy * tf.sin(x))
 
 
 @lowering("Neg")
@@ -61,7 +62,7 @@ def _selu(call: Call) -> Lowered:
     scale, alpha = 1.0507009873554805, 1.6732632423543772
     (x,) = call.inputs
     y = scale * tf.nn.relu(x) + scale * alpha * (tf.exp(tf.minimum(x, 0.0)) - 1.0)
-    return one(y, lambda dy: dy * (scale * positive(x) + (1.0 - positive(x)) * (y + scale * alpha)))
+    return one(y, lambda dy: dy * (scale + (y + scale * (alpha - 1.0)) * positive(-x)))
 
 
 @lowering("Softplus")
@@ -149,8 +150,8 @@ _binary(("Sub",), lambda dy, a, b: dy, lambda dy, a, b: -dy)
 _binary(("Mul",), lambda dy, a, b: dy * b, lambda dy, a, b: dy * a)
 _binary(("RealDiv", "Div"), lambda dy, a, b: dy / b, lambda dy, a, b: -dy * a / (b * b))
 # At a tie the whole gradient goes to the first operand, as in TensorFlow.
-_binary(("Maximum",), lambda dy, a, b: dy * (1.0 - positive(b - a)), lambda dy, a, b: dy * positive(b - a))
-_binary(("Minimum",), lambda dy, a, b: dy * (1.0 - positive(a - b)), lambda dy, a, b: dy * positive(a - b))
+_binary(("Maximum",), lambda dy, a, b: dy - dy * positive(b - a), lambda dy, a, b: dy * positive(b - a))
+_binary(("Minimum",), lambda dy, a, b: dy - dy * positive(a - b), lambda dy, a, b: dy * positive(a - b))
 
 
 @lowering("SquaredDifference")
@@ -205,7 +206,7 @@ def _select(call: Call) -> Lowered:
         return (
             None,
             unbroadcast(dy * chosen, a) if call.varies[1] else None,
-            unbroadcast(dy * (1.0 - chosen), b) if call.varies[2] else None,
+            unbroadcast(dy - dy * chosen, b) if call.varies[2] else None,
         )
 
     return one(single(call), pullback)
