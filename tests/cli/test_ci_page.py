@@ -68,7 +68,7 @@ def test_the_commands_export_and_keep_the_figures(tmp_path: Path) -> None:
     page = re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE)
     told = [name for cell in page for name in re.findall(r"`(\w+)`", cell)]
     assert set(told) <= set(report)
-    assert len(told) == 6
+    assert len(told) == 9
 
 
 @pytest.mark.parametrize("system", ["github", "gitlab"])
