@@ -20,6 +20,7 @@ from models import ClientOptimizer, ModelSpec, trained_variables
 from models.losses import LOSSES
 from models.metrics import METRICS
 from models.optimizers import PLAIN_SGD
+from models.state import all_layers
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _CLASSES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
@@ -146,6 +147,9 @@ def _check(model: Any, source: str, loss: str) -> None:
             raise InputError(f"{source}: weight {variable.name!r} is {variable.dtype.name}; devices train float32")
         if variable.dtype.is_floating and not np.isfinite(variable.numpy()).all():
             raise InputError(f"{source}: weight {variable.name!r} holds values that are not finite")
+    regularised = [layer.name for layer in all_layers(model) if layer.losses or layer.activity_regularizer]
+    if regularised:
+        raise InputError(f"layer {regularised[0]!r}: its regularizer is no part of what a device trains; leave it out")
     last = model.layers[-1]
     squashed = getattr(getattr(last, "activation", None), "__name__", "")
     if isinstance(last, tf.keras.layers.Softmax):

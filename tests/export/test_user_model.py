@@ -150,6 +150,14 @@ def _not_finite() -> Any:
         (_not_finite, "weight 'sick/kernel:0' holds values that are not finite"),
         (lambda: _sequential(keras.Dense(2, "softmax", name="out")), "layer 'out': ends in softmax; sparse_categ"),
         (lambda: _sequential(keras.Dense(2), keras.Softmax(name="out")), "layer 'out': ends in softmax"),
+        (
+            lambda: _sequential(keras.Dense(2, kernel_regularizer="l2", name="held")),
+            "layer 'held': its regularizer is no part of what a device trains; leave it out",
+        ),
+        (
+            lambda: _sequential(keras.Dense(2, activity_regularizer="l1", name="held")),
+            "layer 'held': its regularizer is no part",
+        ),
     ],
 )
 def test_models_that_devices_cant_train_are_refused(
