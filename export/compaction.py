@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import flatbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
-_IDENTIFIER = b"TFL3"
+from export.flatbuffer import pack, unpack
 
 
 def compact(artifact: bytes) -> bytes:
@@ -21,7 +20,7 @@ def compact(artifact: bytes) -> bytes:
 
     A variable that is read before it was assigned is an error of the interpreter.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(artifact, 0))
+    model = unpack(artifact)
     initializers = {
         subgraph.operators[position].builtinOptions.initSubgraphIndex
         for subgraph in model.subgraphs
@@ -37,9 +36,7 @@ def compact(artifact: bytes) -> bytes:
         if index in initializers:
             subgraph.tensors, subgraph.inputs, subgraph.outputs = [], [], []
     _share_buffers(model)
-    builder = flatbuffers.Builder(len(artifact))
-    builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
-    return bytes(builder.Output())
+    return pack(model, len(artifact))
 
 
 def _calls_once(model: Any, subgraph: Any) -> list[int]:

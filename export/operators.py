@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from tensorflow.lite.python import schema_py_generated as schema
 
 from device_runtime.errors import IntegrityError
+from export.flatbuffer import IDENTIFIER
 
 BUILTIN_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _FLEX = "Flex"
-_IDENTIFIER = b"TFL3"  # of the flatbuffer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_operators(artifact: bytes, where: str) -> Operators:
 
 
 def _count_operators(artifact: bytes) -> Operators:
-    if artifact[4:8] != _IDENTIFIER:
+    if artifact[4:8] != IDENTIFIER:
         raise ValueError(artifact[4:8])
     model = schema.Model.GetRootAsModel(artifact, 0)
     builtin: Counter[str] = Counter()

@@ -25,6 +25,7 @@ from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from device_runtime.errors import InputError
 from device_runtime.interpreter import open_interpreter
 from device_runtime.trainer import Trainer
+from export.flatbuffer import pack, subgraph_index, unpack
 from export.operator_layers import layers_of
 from export.operators import BUILTIN_NAMES
 from export.single_operator import extract, inputs_of, is_constant, key_of
@@ -137,7 +138,7 @@ class _Step:
 
     def __init__(self, bundle: Bundle, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
         artifact = bundle.file(TRAIN_ARTIFACT).read_bytes()
-        self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(artifact, 0))
+        self.model = unpack(artifact)
         self._interpreter = tf.lite.Interpreter(
             model_content=artifact,
             experimental_preserve_all_tensors=True,
@@ -152,9 +153,7 @@ class _Step:
         if "seed" in train.get_input_details():
             inputs["seed"] = np.int32(0)
         train(**inputs)
-        self._index: int = next(
-            definition.subgraphIndex for definition in self.model.signatureDefs if definition.signatureKey == b"train"
-        )
+        self._index = subgraph_index(self.model, "train")
         self.graph = self.model.subgraphs[self._index]
         codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in self.model.operatorCodes]
         self.names = [BUILTIN_NAMES[codes[operator.opcodeIndex]] for operator in self.graph.operators]
@@ -212,15 +211,11 @@ class _Step:
 
 def _nothing() -> bytes:
     """A TFLite file whose output is its input."""
-    import flatbuffers
-
     model, graph, tensor = schema.ModelT(), schema.SubGraphT(), schema.TensorT()
     tensor.name, tensor.shape, tensor.buffer = b"x", [1], 0
     graph.tensors, graph.inputs, graph.outputs, graph.operators = [tensor], [0], [0], []
     model.version, model.buffers, model.subgraphs, model.operatorCodes = 3, [schema.BufferT()], [graph], []
-    builder = flatbuffers.Builder(256)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return pack(model)
 
 
 def _fastest(call: Callable[[], object], least: int = 1) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flatbuffers
 import numpy.typing as npt
 from tensorflow.lite.python import schema_py_generated as schema
 
-_IDENTIFIER = b"TFL3"
+from export.flatbuffer import pack
+
 _VERSION = 3
 
 
@@ -56,9 +56,7 @@ def extract(model: Any, subgraph: Any, operator: Any) -> bytes:
     alone.outputs = [places[int(index)] for index in operator.outputs]
     graph.operators, graph.outputs = [alone], list(alone.outputs)
     single.subgraphs = [graph]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(single.Pack(builder), file_identifier=_IDENTIFIER)
-    return bytes(builder.Output())
+    return pack(single)
 
 
 def inputs_of(operator: Any) -> list[int]:

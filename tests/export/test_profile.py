@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from tensorflow.lite.python import schema_py_generated as schema
 
 from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from device_runtime.errors import InputError
+from export.flatbuffer import subgraph_index, unpack
 from export.operators import BUILTIN_NAMES
 from export.profile import REST, Profile, profile_bundle
 
@@ -20,8 +18,8 @@ def profile(digits_bundle: Bundle) -> Profile:
 
 def _train_operators(bundle: Bundle) -> list[str]:
     artifact = bundle.file(TRAIN_ARTIFACT).read_bytes()
-    model: Any = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(artifact, 0))
-    (index,) = (d.subgraphIndex for d in model.signatureDefs if d.signatureKey == b"train")
+    model = unpack(artifact)
+    index = subgraph_index(model, "train")
     codes = [model.operatorCodes[operator.opcodeIndex] for operator in model.subgraphs[index].operators]
     return [BUILTIN_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in codes]
 

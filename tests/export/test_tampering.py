@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import numpy as np
 import pytest
 from tensorflow.lite.python import schema_py_generated as schema
@@ -15,6 +14,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from cli.main import main
 from device_runtime.bundle import TRAIN_ARTIFACT, WEIGHTS, Bundle, open_bundle
 from device_runtime.weights import dump_weights
+from export.flatbuffer import pack, subgraph_index, unpack
 from export.parity import check_parity
 
 Rehash = Callable[..., Bundle]
@@ -24,12 +24,9 @@ _OPERATORS = {name: code for name, code in vars(schema.BuiltinOperator).items() 
 def _edit_training(path: Path, edit: Callable[[Any, Any], None]) -> None:
     """Rewrite a bundle's training artifact after `edit` has changed its model and subgraph ``train``."""
     file = path / TRAIN_ARTIFACT
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(file.read_bytes(), 0))
-    index = next(s.subgraphIndex for s in model.signatureDefs if s.signatureKey == b"train")
-    edit(model, model.subgraphs[index])
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    file.write_bytes(bytes(builder.Output()))
+    model = unpack(file.read_bytes())
+    edit(model, model.subgraphs[subgraph_index(model, "train")])
+    file.write_bytes(pack(model))
 
 
 def _code(model: Any, name: str) -> int:
