@@ -25,9 +25,7 @@ def training_artifact(functions: dict[str, Any]) -> bytes:
     module.kept = list({v.ref(): v for function in functions.values() for v in function.graph.variables}.values())
     with tempfile.TemporaryDirectory() as folder:
         saved = str(Path(folder) / "saved")
-        # A registered gradient is no part of the artifact: it has been applied when the graph was made.
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(module, saved, signatures=functions, options=options)
+        tf.saved_model.save(module, saved, signatures=functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         converter.experimental_enable_resource_variables = True
         return compact(_convert(converter))

@@ -18,7 +18,7 @@ from tensorflow.python.framework import function_def_to_graph
 
 from export.errors import ExportError
 from export.lowering import LOWERINGS, Call, Gradient, OuterProducts, emit
-from export.lowering.products import transposed
+from export.lowering.products import computed, transposed
 
 _WITHOUT_GRADIENT = frozenset(
     {
@@ -125,7 +125,7 @@ class Replay:
         """
         found: dict[int, Gradient] = {id(self.outputs[0]): by_output}
         for step in reversed(self._steps):
-            by_outputs = [_computed(found.pop(id(output), None)) for output in step.outputs]
+            by_outputs = [computed(found.pop(id(output), None)) for output in step.outputs]
             if all(gradient is None for gradient in by_outputs):
                 continue
             filled = [
@@ -147,9 +147,9 @@ class Replay:
         with tf.name_scope(_scope(variable.name)):
             if gradient is None:
                 return tf.zeros(variable.shape[::-1] if turned else variable.shape)
-            if isinstance(gradient, OuterProducts):
-                return gradient.turned().compute() if turned else gradient.compute()
-            return transposed(gradient) if turned else gradient
+            if turned:
+                return gradient.turned().compute() if isinstance(gradient, OuterProducts) else transposed(gradient)
+            return computed(gradient)
 
     def _run(self, graph: Any, feeds: dict[str, Any], results: Sequence[tf.Tensor], scope: str) -> list[Any]:
         """Emit a graph; `feeds` and results are `_Value`s, or variables in the place of their handles."""
@@ -262,8 +262,4 @@ def _sum(one: Gradient, other: Gradient) -> Gradient:
         return other
     if isinstance(one, OuterProducts) and isinstance(other, OuterProducts) and one.axis == other.axis:
         return one + other
-    return _computed(one) + _computed(other)
-
-
-def _computed(gradient: Gradient) -> Any:
-    return gradient.compute() if isinstance(gradient, OuterProducts) else gradient
+    return computed(one) + computed(other)

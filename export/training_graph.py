@@ -21,7 +21,7 @@ from export.replay import Replay, trace
 from models import ModelSpec, tensor_names, trained_variables
 from models.dropout import has_dropout, seeded_dropout
 from models.losses import LOSSES
-from models.optimizers import ClientOptimizer
+from models.optimizers import PLAIN_SGD
 from models.state import all_layers
 from models.training import prediction_sums
 
@@ -122,7 +122,7 @@ class TrainingGraph(tf.Module):
         replay = self._replay(self._losses, x, y, *seed)
         losses = replay.outputs[0]
         predictions = tf.cast(tf.size(losses), tf.float32)
-        if self.spec.optimizer == ClientOptimizer():
+        if self.spec.optimizer == PLAIN_SGD:
             self._sgd_step(replay, learning_rate, proximal, predictions)
         else:
             shares = tf.fill(tf.shape(losses), 1.0 / predictions)

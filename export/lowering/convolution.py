@@ -51,7 +51,7 @@ def correlate(x: tf.Tensor, w: tf.Tensor, windows: Windows) -> tuple[tf.Tensor, 
         return _correlate_by_rows(x, w, windows)
     taps = height * width * channels
     parts = [part for row in windows.unfold(x) for part in row]
-    patches = tf.reshape(parts[0] if len(parts) == 1 else tf.concat(parts, axis=3), [-1, taps])
+    patches = tf.reshape(_joined(parts), [-1, taps])
     y = tf.reshape(product(patches, tf.reshape(w, [taps, out])), [-1, *windows.count, out])
 
     def weight_gradient(dy: tf.Tensor) -> tf.Tensor:
@@ -117,7 +117,7 @@ def _patches_by_channel(x: tf.Tensor, windows: Windows) -> tf.Tensor:
     rows, columns = windows.count
     planes = tf.reshape(planes, [channels, -1, height, width])
     parts = [
-        planes[:, :, windows._span(0, i, rows), windows._span(1, j, columns)]
+        planes[:, :, windows.span(0, i, rows), windows.span(1, j, columns)]
         for i in range(windows.kernel[0])
         for j in range(windows.kernel[1])
     ]

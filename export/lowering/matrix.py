@@ -7,7 +7,7 @@ from math import prod
 import tensorflow as tf
 
 from export.lowering.call import Call, Gradient, Lowered, lowering, one
-from export.lowering.products import OuterProducts, has_transposed, product, transposed
+from export.lowering.products import OuterProducts, computed, has_transposed, product, transposed
 
 
 @lowering("MatMul")
@@ -30,17 +30,13 @@ def _mat_mul(call: Call) -> Lowered:
         if call.varies[1]:
             db = OuterProducts((a,), (dy,), axis=0) if few_rows else product(transposed(a), dy)
         return (
-            transposed(_computed(da)) if call.attr("transpose_a") and da is not None else da,
-            transposed(_computed(db)) if call.attr("transpose_b") and db is not None else db,
+            transposed(computed(da)) if call.attr("transpose_a") and da is not None else da,
+            transposed(computed(db)) if call.attr("transpose_b") and db is not None else db,
         )
 
     if has_transposed(b) and a.shape[0] is None:  # the weight's other form is at hand: it goes to the left
         return one(transposed(product(transposed(b), transposed(a))), pullback)
     return one(product(a, b), pullback)
-
-
-def _computed(gradient: tf.Tensor | OuterProducts) -> tf.Tensor:
-    return gradient.compute() if isinstance(gradient, OuterProducts) else gradient
 
 
 @lowering("BatchMatMulV2", "BatchMatMulV3", "BatchMatMul")

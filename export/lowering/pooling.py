@@ -57,7 +57,7 @@ def _average_pool(call: Call) -> Lowered:
     inside = np.pad(np.ones(windows.size), list(zip(windows.before, windows.after, strict=True)))
     rows, columns = windows.count
     counts = sum(
-        inside[windows._span(0, i, rows), windows._span(1, j, columns)]
+        inside[windows.span(0, i, rows), windows.span(1, j, columns)]
         for i in range(windows.kernel[0])
         for j in range(windows.kernel[1])
     )

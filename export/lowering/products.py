@@ -8,6 +8,7 @@ second operand into another layout, so a large matrix belongs on the left.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import tensorflow as tf
@@ -65,3 +66,8 @@ class OuterProducts:
             parts[0] if len(parts) == 1 else tf.concat(parts, self.axis) for parts in (self.left, self.right)
         )
         return product(transposed(left), right) if self.axis == 0 else product(left, transposed(right))
+
+
+def computed(gradient: Any) -> Any:
+    """A gradient as a tensor: `OuterProducts` multiplied out, anything else as it is."""
+    return gradient.compute() if isinstance(gradient, OuterProducts) else gradient

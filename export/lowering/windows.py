@@ -94,11 +94,12 @@ class Windows:
             ]
         x = self.pad(x, value)
         return [
-            [x[:, self._span(0, i, rows), self._span(1, j, columns), :] for j in range(self.kernel[1])]
+            [x[:, self.span(0, i, rows), self.span(1, j, columns), :] for j in range(self.kernel[1])]
             for i in range(self.kernel[0])
         ]
 
-    def _span(self, axis: int, offset: int, count: int) -> slice:
+    def span(self, axis: int, offset: int, count: int) -> slice:
+        """Where element `offset` of each of `count` windows stands along rows (axis 0) or columns (1)."""
         start = offset * self.dilation[axis]
         return slice(start, start + self.stride[axis] * (count - 1) + 1, self.stride[axis])
 
@@ -106,7 +107,7 @@ class Windows:
         """For each column j of a window, the elements of x [B, H, W, C] there, in all rows: [B, H, columns, C]."""
         edges = [(0, 0), (0, 0), (self.before[1], self.after[1]), (0, 0)]
         x = tf.pad(x, edges) if any(edges[2]) else x
-        return [x[:, :, self._span(1, j, self.count[1]), :] for j in range(self.kernel[1])]
+        return [x[:, :, self.span(1, j, self.count[1]), :] for j in range(self.kernel[1])]
 
     def fold_columns(self, parts: list[tf.Tensor]) -> tf.Tensor:
         """The adjoint of `unfold_columns`."""
