@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +33,7 @@ def groups() -> dict[str, list[Formulation]]:
         "dense layer, 10×3136 to 512": _dense(3136, 512),
         "recurrent product, 256 to 1024": _dense(256, 1024),
         "winner of 2×2, 28×28×32": _winner(),
+        "sum of nine, 14×14×64": _sum(),
     }
 
 
@@ -53,12 +55,13 @@ def _convolution() -> list[Formulation]:
         padded = tf.pad(x, [[0, 0], [0, 0], [half, half], [0, 0]])
         taps = tf.concat([padded[:, :, j : j + size] for j in range(kernel)], 3)
         filters = tf.reshape(tf.transpose(w, [1, 2, 0, 3]), [kernel * channels, kernel * out])
+        filters *= np.repeat([1.0, *[-1.0] * (kernel - 1)], out).astype(np.float32)
         products = tf.matmul(tf.reshape(taps, [-1, kernel * channels]), filters)
         parts = tf.split(tf.reshape(products, [-1, size, size, kernel * out]), kernel, 3)
         edges = [[[0, 0], [kernel - 1 - i, i], [0, 0], [0, 0]] for i in range(kernel)]
         summed = tf.pad(parts[0], edges[0])
         for part, edge in zip(parts[1:], edges[1:], strict=True):
-            summed += tf.pad(part, edge)
+            summed -= tf.pad(part, edge)
         return summed[:, half : half + size]
 
     return [
@@ -99,16 +102,23 @@ def _dense(inputs: int, outputs: int) -> list[Formulation]:
     ]
 
 
+def _sum() -> list[Formulation]:
+    """Nine tensors into one; tflite-runtime overwrites the sum so far where it adds, and does that slowly."""
+    shapes = ((None, 14, 14, 64),) * 9
+    return [
+        Formulation("added", lambda first, *others: reduce(tf.add, others, first), shapes),
+        Formulation("subtracted", lambda first, *others: reduce(tf.subtract, others, first), shapes),
+    ]
+
+
 def _winner() -> list[Formulation]:
     """Ones where a pooling window has its maximum: a step towards the gradient of a pooling."""
     size, channels = 28, 32
     x = (None, size, size, channels)
 
-    def pooled(x: tf.Tensor) -> tf.Tensor:
-        return tf.nn.max_pool2d(x, 2, 2, "VALID")
-
     def resized(x: tf.Tensor) -> tf.Tensor:
-        return tf.cast(x >= tf.image.resize(pooled(x), [size, size], "nearest"), tf.float32)
+        largest = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        return tf.cast(x >= tf.image.resize(largest, [size, size], "nearest"), tf.float32)
 
     def differences(x: tf.Tensor) -> tf.Tensor:
         # Windows by shape: each of the four elements lies at a fixed place of [B · rows, 2, columns, 2 · C].
@@ -119,7 +129,19 @@ def _winner() -> list[Formulation]:
         rows = [tf.concat(marks[:2], 3), tf.concat(marks[2:], 3)]
         return tf.reshape(tf.concat(rows, 1), [-1, size, size, channels])
 
+    def separately(x: tf.Tensor) -> tf.Tensor:
+        # As export/lowering/pooling.py does it: the right column of each row, then the lower row.
+        left, right = tf.split(tf.reshape(x, [-1, size, size // 2, 2 * channels]), 2, 3)
+        across = tf.sign(tf.nn.relu(right - left))
+        best = tf.reshape((left - left * across) + right * across, [-1, 2, size // 2, channels])
+        upper, lower = tf.split(best, 2, 1)
+        below = tf.sign(tf.nn.relu(lower - upper))
+        rows = tf.reshape(tf.concat([below * -1.0 + 1.0, below], 1), [-1, size, size // 2, channels])
+        marked = rows * across
+        return tf.reshape(tf.concat([rows - marked, marked], 3), [-1, size, size, channels])
+
     return [
         Formulation("resized maximum and comparison", resized, (x,)),
         Formulation("split by shape, no comparison", differences, (x,)),
+        Formulation("along columns, then along rows", separately, (x,)),
     ]

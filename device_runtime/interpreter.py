@@ -9,11 +9,11 @@ from importlib import metadata
 from typing import Any
 
 try:
-    from tflite_runtime.interpreter import Interpreter as _Interpreter
+    from tflite_runtime.interpreter import Interpreter, OpResolverType
 
     _PACKAGE = "tflite-runtime"
 except ImportError:
-    from ai_edge_litert.interpreter import Interpreter as _Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     _PACKAGE = "ai-edge-litert"
 
@@ -24,5 +24,12 @@ def runtime_version() -> str:
 
 
 def open_interpreter(path: str, threads: int) -> Any:
-    """An interpreter for the artifact at `path`; it raises ValueError or RuntimeError for a broken one."""
-    return _Interpreter(model_path=path, num_threads=threads)
+    """An interpreter for the artifact at `path`; it raises ValueError or RuntimeError for a broken one.
+
+    It is without XNNPACK, whose threads and copies make a training step slower (docs/performance.md).
+    """
+    return Interpreter(
+        model_path=path,
+        num_threads=threads,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )

@@ -83,7 +83,7 @@ def _correlate_by_rows(
     height, width, channels, out = (int(size) for size in w.shape)
     rows, columns = windows.size[0], windows.count[1]
     patches = tf.reshape(_joined(windows.unfold_columns(x)), [-1, width * channels])
-    products = tf.reshape(product(patches, _by_rows(w)), [-1, rows, columns, height * out])
+    products = tf.reshape(product(patches, windows.to_subtract(_by_rows(w), 0)), [-1, rows, columns, height * out])
     y = windows.gather_rows(tf.split(products, height, axis=3) if height > 1 else [products])
 
     def weight_gradient(dy: tf.Tensor) -> tf.Tensor:
@@ -131,7 +131,7 @@ def spread_windows(dy: tf.Tensor, w: tf.Tensor, windows: Windows) -> tf.Tensor:
     height, width, channels, out = (int(size) for size in w.shape)
     if windows.stride[0] == 1:
         spread = tf.reshape(_joined(windows.scatter_rows(dy)), [-1, height * out])
-        columns = product(spread, transposed(_by_rows(w)))
+        columns = product(spread, windows.to_subtract(transposed(_by_rows(w)), 1))
         columns = tf.reshape(columns, [-1, windows.size[0], windows.count[1], width * channels])
         return windows.fold_columns(tf.split(columns, width, axis=3) if width > 1 else [columns])
     columns = product(tf.reshape(dy, [-1, out]), transposed(tf.reshape(w, [height * width * channels, out])))

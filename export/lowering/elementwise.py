@@ -29,7 +29,6 @@ def _unary(kind: str, gradient: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.T
 
 
 # A number minus a tensor is slow in tflite-runtime, so 1 − y is multiplied out.
-_unary("Relu", lambda dy, x, y: dy * tf.sign(y))
 _unary("Relu6", lambda dy, x, y: dy * tf.sign(y) * tf.sign(6.0 - y))
 _unary("Elu", lambda dy, x, y: dy - dy * tf.nn.relu(-y))
 _unary("Sigmoid", lambda dy, x, y: dy * y - dy * y * y)
@@ -42,6 +41,24 @@ _unary("Square", lambda dy, x, y: 2.0 * dy * x)
 _unary("Abs", lambda dy, x, y: dy * tf.sign(x))
 _unary("Sin", lambda dy, x, y: dy * tf.cos(x))
 _unary("Cos", lambda dy, x, y: -dy * tf.sin(x))
+
+
+@lowering("Relu")
+def _relu(call: Call) -> Lowered:
+    y = single(call)
+    return one(y, (lambda dy: dy) if masked_by_pooling(call.op) else (lambda dy: dy * tf.sign(y)))
+
+
+def masked_by_pooling(op: tf.Operation) -> bool:
+    """Whether an operator is a ReLU whose gradient the maximum poolings after it mask, where it is smaller.
+
+    A window's maximum is 0 exactly where ReLU passes nothing on to any of its elements.
+    """
+    if op.type != "Relu":
+        return False
+    (y,) = op.outputs
+    consumers = y.consumers()
+    return bool(consumers) and all(c.type == "MaxPool" for c in consumers) and all(y is not o for o in op.graph.outputs)
 
 
 @lowering("Neg")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from export.lowering.call import Call
@@ -73,6 +75,29 @@ class Windows:
             and self.padded == self.size == tuple(self.count[a] * self.kernel[a] for a in (0, 1))
         )
 
+    def across(self) -> Windows:
+        """The windows' part along columns: one element high, in every row."""
+        return replace(
+            self,
+            kernel=(1, self.kernel[1]),
+            stride=(1, self.stride[1]),
+            dilation=(1, self.dilation[1]),
+            before=(0, self.before[1]),
+            after=(0, self.after[1]),
+        )
+
+    def down(self) -> Windows:
+        """Their part along rows: one element wide, in every column of what `across` leaves."""
+        return replace(
+            self,
+            size=(self.size[0], self.count[1]),
+            kernel=(self.kernel[0], 1),
+            stride=(self.stride[0], 1),
+            dilation=(self.dilation[0], 1),
+            before=(self.before[0], 0),
+            after=(self.after[0], 0),
+        )
+
     def pad(self, x: tf.Tensor, value: float = 0.0) -> tf.Tensor:
         """x [B, H, W, C] with its edges."""
         if self.padded == self.size:
@@ -109,14 +134,26 @@ class Windows:
         x = tf.pad(x, edges) if any(edges[2]) else x
         return [x[:, :, self.span(1, j, self.count[1]), :] for j in range(self.kernel[1])]
 
+    def to_subtract(self, matrix: tf.Tensor, axis: int) -> tf.Tensor:
+        """A matrix [m, kernel · n] whose parts along rows (axis 0) or columns (1) are to be added up, made ready.
+
+        All parts are negated but for those that nothing comes before, so that their sum is made by subtraction:
+        tflite-runtime adds in place where it can, and takes four times as long for that as to subtract.
+        """
+        if self.kernel[axis] <= self.stride[axis]:
+            return matrix
+        phases = [k * self.dilation[axis] % self.stride[axis] for k in range(self.kernel[axis])]
+        signs = [-1.0 if phase in phases[:k] else 1.0 for k, phase in enumerate(phases)]
+        return matrix * tf.constant(np.repeat(signs, int(matrix.shape[1]) // len(signs)), tf.float32)
+
     def fold_columns(self, parts: list[tf.Tensor]) -> tf.Tensor:
-        """The adjoint of `unfold_columns`."""
-        return self._fold_axis(parts, 1)
+        """The adjoint of `unfold_columns`, of parts from a matrix `to_subtract`."""
+        return self._fold_axis(parts, 1, tf.subtract)
 
     def gather_rows(self, parts: list[tf.Tensor]) -> tf.Tensor:
         """The sum over i of part i [B, H, columns, C], moved so that row r of the result is its row r + i − before.
 
-        With strides of 1; rows beyond the edge count as zero.
+        With strides of 1, of parts from a matrix `to_subtract`; rows beyond the edge count as zero.
         """
         count, size = self.count[0], self.size[0]
         reach = (self.kernel[0] - 1) * self.dilation[0]
@@ -124,7 +161,7 @@ class Windows:
         for i, part in enumerate(parts):  # row r of part i goes to row r + reach − i · dilation
             start = reach - i * self.dilation[0]
             placed = tf.pad(part, [(0, 0), (start, reach - start), (0, 0), (0, 0)]) if reach else part
-            total = placed if total is None else total + placed
+            total = placed if total is None else total - placed
         start = reach - self.before[0]
         return total if count == size + reach else total[:, start : start + count]
 
@@ -155,8 +192,10 @@ class Windows:
         by_column = self._fold_axis(rows, 0)
         return self._fold_axis(tf.split(by_column, self.kernel[1], axis=3), 1)
 
-    def _fold_axis(self, pieces: list[tf.Tensor], which: int) -> tf.Tensor:
-        """Piece k, whose elements are `stride` apart, belongs at k · dilation: sum them, phase by phase."""
+    def _fold_axis(
+        self, pieces: list[tf.Tensor], which: int, join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = tf.add
+    ) -> tf.Tensor:
+        """Piece k, whose elements are `stride` apart, belongs at k · dilation: join them, phase by phase."""
         axis, stride, dilation = 1 + which, self.stride[which], self.dilation[which]
         length, count = self.padded[which], self.count[which]
         steps = -(-length // stride)
@@ -167,7 +206,7 @@ class Windows:
             edges[axis] = (start, steps - start - count)
             placed = tf.pad(piece, edges) if steps != count else piece
             so_far = phases[phase]
-            phases[phase] = placed if so_far is None else so_far + placed
+            phases[phase] = placed if so_far is None else join(so_far, placed)
         present = next(phase for phase in phases if phase is not None)
         filled = [tf.zeros_like(present) if phase is None else phase for phase in phases]
         whole = filled[0] if stride == 1 else _interleave(filled, axis, steps)

@@ -32,6 +32,7 @@ FAMILIES = {
             **_CONV2D,
             "strided_second": lambda x: chain(x, keras.Conv2D(6, 1), keras.Conv2D(4, 3, 2, "same")),
             "oblong": lambda x: chain(x, keras.Conv2D(6, (1, 3), (1, 2)), keras.Conv2D(4, (3, 1), (2, 1), "same")),
+            "oblong_second": lambda x: chain(x, keras.Conv2D(6, 1), keras.Conv2D(4, (2, 3), (1, 2), "same")),
             "pointwise": lambda x: chain(x, keras.Conv2D(6, 1), keras.Conv2D(4, 1, 2, use_bias=False)),
         },
     ),

@@ -25,6 +25,11 @@ def _pool(kind: Any, size: int, stride: int, padding: str) -> Row:
     return _after_convolution(lambda: kind(size, stride, padding))
 
 
+def _relu_used_twice(x: tf.Tensor) -> tf.Tensor:
+    y = chain(x, keras.Conv2D(4, 1), keras.ReLU())
+    return keras.Concatenate()([chain(y, keras.MaxPool2D(2), keras.Flatten()), keras.Flatten()(y)])
+
+
 _POOL2D = {
     f"{name}_{size}_{stride}_{padding}": _pool(kind, size, stride, padding)
     for name, kind in (("max", keras.MaxPool2D), ("average", keras.AveragePooling2D))
@@ -38,6 +43,9 @@ FAMILIES = {
         {
             **_POOL2D,
             "max_after_relu": lambda x: chain(x, keras.Conv2D(4, 1), keras.ReLU(), keras.MaxPool2D(3, 2)),
+            "max_oblong": _after_convolution(lambda: keras.MaxPool2D((2, 3), (3, 1), "same")),
+            "max_tiled_after_relu": lambda x: chain(x, keras.Conv2D(4, 1), keras.ReLU(), keras.MaxPool2D((3, 2))),
+            "relu_not_only_pooled": _relu_used_twice,
             "global_max": _after_convolution(keras.GlobalMaxPooling2D),
             "global_average": _after_convolution(lambda: keras.GlobalAveragePooling2D(keepdims=True)),
         },
