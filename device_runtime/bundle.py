@@ -6,10 +6,11 @@ Everything is verified before it is used: the manifest against its signature, wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from device_runtime.weights import load_weights
 if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RUNTIME = "tflite-builtins"  # the class of runtime that this package is: a TFLite interpreter without delegates
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
@@ -35,6 +36,7 @@ WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 FILES = (TRAIN_ARTIFACT, INFER_ARTIFACT, WEIGHTS, GOLDEN)
 SUFFIX = ".bundle"
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,22 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class StoredVariable:
+    """A variable of the training artifact: a run of a weight's values.
+
+    Attributes:
+        tensor: the weight's place in the manifest's order.
+        start, size: of the run, in elements of the flat weight.
+        transposed: whether the artifact stores the weight transposed; it is a matrix then, and the run is all of it.
+    """
+
+    tensor: int
+    start: int
+    size: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a bundle says of itself.
 
@@ -65,8 +83,9 @@ class Manifest:
         name: the model's name in the registry that it came from.
         version: monotonic; a newer bundle has a larger one.
         files: size and hash of every file but the manifest.
-        signatures: of ``train.tflite``: train, evaluate, infer, set_weights, get_weights.
+        signatures: of ``train.tflite``: train, evaluate, infer, write_variable, read_variable, …
         tensors: the trainable weights, in the order that every weight file and update has.
+        variables: what each of the artifact's variables holds; their places are their numbers.
         loss: the name of the training loss.
         metric: the name of the evaluation metric.
         optimizer: the client's, with its settings; its state lives in the artifact.
@@ -80,6 +99,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     signatures: Mapping[str, Signature]
     tensors: tuple[TensorSpec, ...]
+    variables: tuple[StoredVariable, ...]
     loss: str
     metric: str
     optimizer: Mapping[str, Any]
@@ -125,6 +145,7 @@ class Manifest:
                     for name, signature in self.signatures.items()
                 },
                 "tensors": [spec.to_json() for spec in self.tensors],
+                "variables": [asdict(variable) for variable in self.variables],
                 "loss": self.loss,
                 "metric": self.metric,
                 "optimizer": dict(self.optimizer),
@@ -160,6 +181,12 @@ class Manifest:
                 for name, entry in reader.objects("signatures").items()
             },
             tensors=reader.tensors("tensors"),
+            variables=tuple(
+                StoredVariable(
+                    one.integer("tensor"), one.integer("start"), one.integer("size"), one.boolean("transposed")
+                )
+                for one in reader.list_of_objects("variables")
+            ),
             loss=reader.text("loss"),
             metric=reader.text("metric"),
             optimizer=reader.mapping("optimizer"),
@@ -175,6 +202,8 @@ class Manifest:
                 raise IntegrityError(f"{where}.files: {name!r} is not a plain file name")
         if any(None in spec.shape for spec in manifest.tensors):
             raise IntegrityError(f"{where}.tensors: a weight's shape has a free dimension")
+        if not _covered(manifest):
+            raise IntegrityError(f"{where}.variables: they do not hold every value of every weight once")
         try:
             fits = reader.text("model_id") == manifest.model_id
         except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
@@ -234,15 +263,33 @@ def open_bundle(path: Path, trusted: TrustedKeys | None = None) -> Bundle:
         raise IntegrityError(f"{path / MANIFEST}: does not match {MANIFEST_HASH}: changed or damaged; copy it again")
     manifest = Manifest.load(data, str(path / MANIFEST))
     for name, entry in manifest.files.items():
-        verify_file(_read(path / name), entry, str(path / name))
+        _verify(path / name, entry)
     return Bundle(path, manifest, sha256(data), signer)
 
 
 def verify_file(data: bytes, entry: FileEntry, where: str) -> None:
     """Raise `IntegrityError`, naming `where`, unless `data` has the size and SHA-256 of `entry`."""
-    if len(data) != entry.size:
-        raise IntegrityError(f"{where}: {len(data)} bytes, the manifest says {entry.size}; copy it again")
-    if sha256(data) != entry.sha256:
+    _compare(len(data), sha256(data), entry, where)
+
+
+def _verify(path: Path, entry: FileEntry) -> None:
+    """`verify_file` of a file on disk, of which no more than a piece is in memory."""
+    hashed = hashlib.sha256()
+    size = 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                hashed.update(piece)
+                size += len(piece)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    _compare(size, hashed.hexdigest(), entry, str(path))
+
+
+def _compare(size: int, digest: str, entry: FileEntry, where: str) -> None:
+    if size != entry.size:
+        raise IntegrityError(f"{where}: {size} bytes, the manifest says {entry.size}; copy it again")
+    if digest != entry.sha256:
         raise IntegrityError(f"{where}: its SHA-256 is not the manifest's: changed or damaged; copy it again")
 
 
@@ -270,7 +317,26 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise IntegrityError(f"{path}: {error.strerror}; the bundle is incomplete") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> IntegrityError:
+    return IntegrityError(f"{path}: {error.strerror}; the bundle is incomplete")
+
+
+def _covered(manifest: Manifest) -> bool:
+    """Whether the variables are the weights, run after run."""
+    runs = ((number, 0, spec) for number, spec in enumerate(manifest.tensors))
+    number, start, spec = next(runs, (0, 0, None))
+    for variable in manifest.variables:
+        if spec is None or (variable.tensor, variable.start) != (number, start) or variable.size < 1:
+            return False
+        if variable.transposed and (len(spec.shape) != 2 or variable.size != spec.size):
+            return False
+        start += variable.size
+        if start == spec.size:
+            number, start, spec = next(runs, (0, 0, None))
+    return spec is None
 
 
 class _Reader:
@@ -299,6 +365,16 @@ class _Reader:
 
     def mapping(self, name: str) -> dict[str, Any]:
         return dict(self._field(name, dict, "an object"))
+
+    def boolean(self, name: str) -> bool:
+        value = self._value.get(name)
+        if not isinstance(value, bool):
+            raise IntegrityError(f"{self._where}.{name}: expected true or false")
+        return value
+
+    def list_of_objects(self, name: str) -> list[_Reader]:
+        values = self._field(name, list, "a list")
+        return [_Reader(value, f"{self._where}.{name}[{index}]") for index, value in enumerate(values)]
 
     def objects(self, name: str) -> dict[str, _Reader]:
         return {key: _Reader(value, f"{self._where}.{name}.{key}") for key, value in self.mapping(name).items()}

@@ -75,11 +75,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from device_runtime.bundle import open_bundle
+    from device_runtime.bundle import WEIGHTS, open_bundle
     from device_runtime.codec import encode, require_codec
     from device_runtime.examples import load_examples
     from device_runtime.trainer import Trainer
-    from device_runtime.weights import read_weights
+    from device_runtime.weights import WeightsFile
     from device_runtime.work import ClientWork
 
     require_codec(options.codec)
@@ -95,9 +95,9 @@ def _train(options: argparse.Namespace) -> int:
     manifest = bundle.manifest
     trainer = Trainer(bundle, options.threads)
     examples = load_examples(options.data, manifest)
-    weights = read_weights(options.weights, manifest.tensors) if options.weights else bundle.initial_weights()
-    update = trainer.train(weights, examples, work, options.round)
-    del trainer, weights  # the interpreter's memory is not needed beside the update's
+    with WeightsFile(options.weights or bundle.file(WEIGHTS), manifest.tensors) as weights:
+        update = trainer.train(weights, examples, work, options.round)
+    del trainer  # the interpreter's memory is not needed beside the update's
     encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
     try:
         options.out.write_bytes(encoded)

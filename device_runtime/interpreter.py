@@ -5,7 +5,6 @@ Both have the same `Interpreter`. Nothing else in this package imports either.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 try:
@@ -20,6 +19,8 @@ except ImportError:
 
 def runtime_version() -> str:
     """Name and version of the installed interpreter, such as ``tflite-runtime 2.14.0``."""
+    from importlib import metadata  # it takes two megabytes, and training needs no version
+
     return f"{_PACKAGE} {metadata.version(_PACKAGE)}"
 
 

@@ -11,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.batching import batch_indices
-from device_runtime.bundle import RUNTIME, TRAIN_ARTIFACT, Bundle
+from device_runtime.bundle import RUNTIME, TRAIN_ARTIFACT, Bundle, StoredVariable
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
 from device_runtime.interpreter import open_interpreter
 from device_runtime.tensors import FloatArray, Weights, check_weights
 from device_runtime.update import ClientUpdate
+from device_runtime.weights import WeightsFile
 from device_runtime.work import ClientWork, step_seeds
 
 _EVALUATION_BATCH = 256
-_SIGNATURES = ("train", "evaluate", "infer", "set_weights", "get_weights", "anchor")
+_SIGNATURES = ("train", "evaluate", "infer", "write_variable", "read_variable", "reset", "anchor")
 
 
 class DeadlineError(Exception):
@@ -63,10 +64,10 @@ class Trainer:
                 described = sorted(spec.name for spec in getattr(signature, f"{side}s"))
                 if described != sorted(getattr(self._run[name], f"get_{side}_details")()):
                     raise IntegrityError(f"{path}: its signature {name!r} has other {side}s than the manifest says")
+        self._shapes = [tuple(size for size in spec.shape if size is not None) for spec in self.manifest.tensors]
         self._seeded = any(spec.name == "seed" for spec in self.manifest.signatures["train"].inputs)
-        self._names = [f"w{index}" for index in range(len(self.manifest.tensors))]
 
-    def set_weights(self, weights: Weights, anchor: bool = True) -> None:
+    def set_weights(self, weights: Weights | WeightsFile, anchor: bool = True) -> None:
         """Replace all weights, and reset the optimiser's state.
 
         Args:
@@ -74,15 +75,26 @@ class Trainer:
             anchor: whether they are also the centre of the proximal term from now on, which takes memory for another
                 copy; without it, `step` has to be called without such a term.
         """
-        check_weights(weights, self.manifest.tensors, "set_weights")
-        self._run["set_weights"](**dict(zip(self._names, weights, strict=True)))
+        if not isinstance(weights, WeightsFile):
+            check_weights(weights, self.manifest.tensors, "set_weights")
+        for number, variable in enumerate(self.manifest.variables):
+            values = _part(weights, variable)
+            if variable.transposed:
+                values = np.ascontiguousarray(values.reshape(self._shapes[variable.tensor]).T).reshape(-1)
+            self._run["write_variable"](number=np.int32(number), values=values)
+        self._run["reset"](unused=np.float32(0))
         if anchor:
             self._run["anchor"](unused=np.float32(0))
 
     def get_weights(self) -> Weights:
         """The current weights, float32, in the manifest's order."""
-        values = self._run["get_weights"](unused=np.float32(0))
-        return tuple(values[name] for name in self._names)
+        weights = tuple(np.empty(shape, np.float32) for shape in self._shapes)
+        for number, variable in enumerate(self.manifest.variables):
+            values = self._run["read_variable"](number=np.int32(number))["values"]
+            if variable.transposed:
+                values = values.reshape(self._shapes[variable.tensor][::-1]).T.reshape(-1)
+            _part(weights, variable)[:] = values
+        return weights
 
     def step(
         self,
@@ -121,7 +133,7 @@ class Trainer:
 
     def train(
         self,
-        weights: Weights,
+        weights: Weights | WeightsFile,
         examples: Examples,
         work: ClientWork,
         round_number: int,
@@ -130,7 +142,7 @@ class Trainer:
         """ClientUpdate of McMahan et al. 2017, Algorithm 1: E epochs of SGD from `weights` on `examples`.
 
         Args:
-            weights: w_t, where the training starts.
+            weights: w_t, where the training starts; a file of them takes no memory while it goes on.
             examples: the client's n_k local examples.
             work: epochs, batch size, learning rate, proximal term and the seed of batch order and dropout.
             round_number: goes into the update.
@@ -158,6 +170,14 @@ class Trainer:
         if not math.isfinite(loss_sum):
             raise UpdateError("non_finite", "the training diverged: its loss is not finite; use a lower learning rate")
         delta = self.get_weights()
-        for change, before in zip(delta, weights, strict=True):
-            change -= before  # in place: a second copy of the model would be the peak of the process's memory
+        for variable in self.manifest.variables:  # in place, part by part: this is the peak of the process's memory
+            change = _part(delta, variable)
+            change -= _part(weights, variable)
         return ClientUpdate(delta, len(examples), round_number, {"loss": loss_sum / seen})
+
+
+def _part(weights: Weights | WeightsFile, variable: StoredVariable) -> FloatArray:
+    """The values that a variable of the artifact holds, flat and in the weight's own order."""
+    if isinstance(weights, WeightsFile):
+        return weights.read(variable.tensor, variable.start, variable.size)
+    return weights[variable.tensor].reshape(-1)[variable.start : variable.start + variable.size]

@@ -106,6 +106,7 @@ def export_bundle(
         files={name: FileEntry(len(data), sha256(data)) for name, data in files.items()},
         signatures=signatures,
         tensors=tensors,
+        variables=graph.stored_variables,
         loss=spec.loss,
         metric=spec.metric,
         optimizer=spec.optimizer.to_json(),

@@ -12,11 +12,11 @@ from typing import Any
 
 from tensorflow.lite.python import schema_py_generated as schema
 
-from export.flatbuffer import pack, unpack
+from export.flatbuffer import unpack
 
 
-def compact(artifact: bytes) -> bytes:
-    """The same TFLite file without initial values of variables, with each constant stored once.
+def compacted(artifact: bytes) -> Any:
+    """The same TFLite file, as a `schema.ModelT`, without initial values of variables, with each constant stored once.
 
     A variable that is read before it was assigned is an error of the interpreter.
     """
@@ -36,7 +36,7 @@ def compact(artifact: bytes) -> bytes:
         if index in initializers:
             subgraph.tensors, subgraph.inputs, subgraph.outputs = [], [], []
     _share_buffers(model)
-    return pack(model, len(artifact))
+    return model
 
 
 def _calls_once(model: Any, subgraph: Any) -> list[int]:

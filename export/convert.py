@@ -9,9 +9,12 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
-from export.compaction import compact
+from export.addressing import VARIABLES, number_variables
+from export.compaction import compacted
 from export.errors import ExportError
+from export.flatbuffer import pack
 from export.replay import Replay
+from export.schedule import shorten_lifetimes
 
 
 def training_artifact(functions: dict[str, Any]) -> bytes:
@@ -28,7 +31,12 @@ def training_artifact(functions: dict[str, Any]) -> bytes:
         tf.saved_model.save(module, saved, signatures=functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         converter.experimental_enable_resource_variables = True
-        return compact(_convert(converter))
+        artifact = _convert(converter)
+    model = compacted(artifact)
+    if VARIABLES in functions:
+        shorten_lifetimes(model)
+        number_variables(model)
+    return pack(model, len(artifact))
 
 
 def inference_artifact(graph: Any, x: tf.TensorSpec, representative: npt.NDArray[Any] | None = None) -> bytes:
@@ -55,7 +63,8 @@ def inference_artifact(graph: Any, x: tf.TensorSpec, representative: npt.NDArray
     if representative is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([example[None]] for example in representative)
-    return compact(_convert(converter))
+    artifact = _convert(converter)
+    return pack(compacted(artifact), len(artifact))
 
 
 def _convert(converter: Any) -> bytes:
@@ -63,7 +72,7 @@ def _convert(converter: Any) -> bytes:
     converter.exclude_conversion_metadata = True
     if not converter.optimizations:
         # What TensorFlow does here in Python takes longer than the conversion where there are thousands of operators;
-        # `compact` does the part of it that counts.
+        # `compacted` does the part of it that counts.
         converter._optimize_tflite_model = lambda model, *rest, **options: model
     try:
         artifact: bytes = converter.convert()

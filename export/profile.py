@@ -25,6 +25,7 @@ from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from device_runtime.errors import InputError
 from device_runtime.interpreter import open_interpreter
 from device_runtime.trainer import Trainer
+from export.addressing import write_calls
 from export.flatbuffer import pack, subgraph_index, unpack
 from export.operator_layers import layers_of
 from export.operators import BUILTIN_NAMES
@@ -145,8 +146,8 @@ class _Step:
             # A delegate would keep the tensors between its operators to itself.
             experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
-        weights = {f"w{index}": value for index, value in enumerate(bundle.initial_weights())}
-        self._interpreter.get_signature_runner("set_weights")(**weights)
+        for signature, inputs in write_calls(bundle.initial_weights(), bundle.manifest.variables):
+            self._interpreter.get_signature_runner(signature)(**inputs)
         self._interpreter.get_signature_runner("anchor")(unused=np.float32(0))
         train = self._interpreter.get_signature_runner("train")
         inputs = {"x": x, "y": y, "learning_rate": np.float32(0.01), "proximal": np.float32(0)}

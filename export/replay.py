@@ -18,7 +18,7 @@ from tensorflow.python.framework import function_def_to_graph
 
 from export.errors import ExportError
 from export.lowering import LOWERINGS, Call, Gradient, OuterProducts, emit
-from export.lowering.products import computed, transposed
+from export.lowering.products import computed
 
 _WITHOUT_GRADIENT = frozenset(
     {
@@ -116,13 +116,8 @@ class Replay:
         results = self._run(graph, feeds, graph.outputs, "")
         self.outputs: tuple[tf.Tensor, ...] = tuple(value.tensor for value in results)
 
-    def gradients(
-        self, variables: Sequence[tf.Variable], by_output: tf.Tensor, turned: Collection[Any] = ()
-    ) -> list[tf.Tensor]:
-        """The gradients of the trained variables, from that of the first output; zeros for one without a part in it.
-
-        Those of the variables whose references are `turned` are transposed.
-        """
+    def gradients(self, variables: Sequence[tf.Variable], by_output: tf.Tensor) -> list[Gradient]:
+        """The gradients of the trained variables, from that of the first output; None for one without a part in it."""
         found: dict[int, Gradient] = {id(self.outputs[0]): by_output}
         for step in reversed(self._steps):
             by_outputs = [computed(found.pop(id(output), None)) for output in step.outputs]
@@ -139,17 +134,8 @@ class Replay:
             for x, varies, gradient in zip(step.inputs, step.varies, by_inputs, strict=True):
                 if varies and gradient is not None:
                     found[id(x)] = _sum(found.get(id(x)), gradient)
-        return [self._gradient(found, variable, variable.ref() in turned) for variable in variables]
-
-    def _gradient(self, found: dict[int, Gradient], variable: tf.Variable, turned: bool) -> tf.Tensor:
-        read = self.reads.get(variable.ref())
-        gradient = None if read is None else found.get(id(read))
-        with tf.name_scope(_scope(variable.name)):
-            if gradient is None:
-                return tf.zeros(variable.shape[::-1] if turned else variable.shape)
-            if turned:
-                return gradient.turned().compute() if isinstance(gradient, OuterProducts) else transposed(gradient)
-            return computed(gradient)
+        reads = [self.reads.get(variable.ref()) for variable in variables]
+        return [None if read is None else found.get(id(read)) for read in reads]
 
     def _run(self, graph: Any, feeds: dict[str, Any], results: Sequence[tf.Tensor], scope: str) -> list[Any]:
         """Emit a graph; `feeds` and results are `_Value`s, or variables in the place of their handles."""
@@ -176,8 +162,8 @@ class Replay:
             inputs = [self._read(inputs[0]), *inputs[1:]]
         varies = tuple(value.varies for value in inputs)
         call = Call(op, tuple(value.tensor for value in inputs), varies, self._layer(scope + op.name))
-        with tf.name_scope(_scope(scope + op.name)):
-            return self._lower(call, _scope(scope + op.name))
+        with tf.name_scope(scope_of(scope + op.name)):
+            return self._lower(call, scope_of(scope + op.name))
 
     def _lower(self, call: Call, scope: str) -> list[Any]:
         op, varies = call.op, call.varies
@@ -239,7 +225,7 @@ _ALWAYS_LOWERED = frozenset(
 """Operators that TFLite lacks, or computes wrongly, whether or not they are trained."""
 
 
-def _scope(name: str) -> str:
+def scope_of(name: str) -> str:
     """The scope that an operator or a variable is in, absolute: what is made of it has such a name too."""
     return name[: name.rfind("/") + 1]
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from device_runtime.bundle import Signature
+from device_runtime.bundle import Signature, StoredVariable
 from device_runtime.tensors import TensorSpec
+from export.addressing import SIGNATURES, VARIABLES
 from export.errors import ExportError
-from export.layout import store, weights_to_turn
-from export.lowering.products import transposed
+from export.layout import factors_of, store
+from export.lowering.call import Gradient
 from export.recurrent import trace_model
-from export.replay import Replay, trace
+from export.replay import Replay, scope_of, trace
 from models import ModelSpec, tensor_names, trained_variables
 from models.dropout import has_dropout, seeded_dropout
 from models.losses import LOSSES
@@ -53,10 +54,10 @@ class TrainingGraph(tf.Module):
             raise ExportError(f"model {spec.name!r}: no layer is trainable; there is nothing to train on a device")
         self._losses = trace_model(model, self._losses_of, [*self._examples, *self._seed])
         self.logits = trace_model(model, lambda x: model(x, training=False), self._examples[:1])
-        self._turned = weights_to_turn(self._losses, model.trainable_variables)
-        self._stored = store(self.weights, self._turned)
+        self._stored = store(self.weights, *factors_of(self._losses, model.trainable_variables))
         self._with_gradient = list(model.trainable_variables)
-        self._variables = [stored.variable for stored in self._stored][: len(self._with_gradient)]
+        trained = self._stored[: len(self._with_gradient)]
+        self._variables = [variable for stored in trained for variable in stored.variables]
         self._slots = spec.optimizer.make_slots(self._variables)
         # What the round started from, the centre of the proximal term; and the term's pull during a step.
         self._anchors = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in self._variables]
@@ -81,6 +82,11 @@ class TrainingGraph(tf.Module):
             for name, weight in zip(tensor_names(self.model), self.weights, strict=True)
         )
 
+    @property
+    def stored_variables(self) -> tuple[StoredVariable, ...]:
+        """What each of the artifact's variables holds, in the order of their numbers."""
+        return tuple(one for index, stored in enumerate(self._stored) for one in stored.describe(index))
+
     def functions(self) -> dict[str, Any]:
         """Signature name → concrete function.
 
@@ -89,16 +95,13 @@ class TrainingGraph(tf.Module):
         """
         x, y = self._examples
         number = {name: tf.TensorSpec((), tf.float32, name=name) for name in ("learning_rate", "proximal", "unused")}
-        weights = [
-            tf.TensorSpec(weight.shape, weight.dtype, name=f"w{index}") for index, weight in enumerate(self.weights)
-        ]
         signatures: dict[str, tuple[Any, Sequence[tf.TensorSpec]]] = {
             "train": (self._train, (x, y, number["learning_rate"], number["proximal"], *self._seed)),
             "evaluate": (self._evaluate, (x, y)),
             "infer": (self._infer, (x,)),
-            "set_weights": (self._set_weights, weights),
-            "get_weights": (self._get_weights, (number["unused"],)),
+            "reset": (self._reset, (number["unused"],)),
             "anchor": (self._anchor, (number["unused"],)),
+            VARIABLES: (self._read_all, (number["unused"],)),
         }
         # Nothing in them is for AutoGraph to rewrite, and it would wrap the message of an error into ten lines.
         return {
@@ -113,8 +116,16 @@ class TrainingGraph(tf.Module):
 
     def _replay(self, graph: Any, *inputs: tf.Tensor) -> Replay:
         names = {layer.name for layer in all_layers(self.model)}
-        turned = {stored.weight.ref(): stored.read() for stored in self._stored if stored.turned}
-        return Replay(graph, inputs, self.weights, names, turned)
+        given = {s.weight.ref(): s.read() for s in self._stored if s.variables[0] is not s.weight}
+        return Replay(graph, inputs, self.weights, names, given)
+
+    def _by_variable(self, gradients: Sequence[Gradient]) -> list[tf.Tensor]:
+        """The weights' gradients as those of `_variables`."""
+        found: list[tf.Tensor] = []
+        for stored, gradient in zip(self._stored, gradients, strict=False):  # the statistics have none
+            with tf.name_scope(scope_of(stored.weight.name)):
+                found += stored.gradients(gradient)
+        return found
 
     def _train(
         self, x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, proximal: tf.Tensor, *seed: tf.Tensor
@@ -126,7 +137,7 @@ class TrainingGraph(tf.Module):
             self._sgd_step(replay, learning_rate, proximal, predictions)
         else:
             shares = tf.fill(tf.shape(losses), 1.0 / predictions)
-            gradients = replay.gradients(self._with_gradient, shares, self._turned)
+            gradients = self._by_variable(replay.gradients(self._with_gradient, shares))
             pulls = self._conditional_pulls(proximal)
             pulled = [g + p for g, p in zip(self.spec.optimizer.clip(gradients), pulls, strict=True)]
             self.spec.optimizer.apply(self._variables, pulled, self._slots, learning_rate)
@@ -151,12 +162,14 @@ class TrainingGraph(tf.Module):
             return tf.constant(0.0)
 
         rates = tf.fill(tf.shape(replay.outputs[0]), learning_rate / predictions)
-        steps = replay.gradients(self._with_gradient, rates, self._turned)
+        gradients = replay.gradients(self._with_gradient, rates)
         tf.cond(proximal > 0.0, keep_pulls, lambda: tf.constant(0.0))
-        for stored, step in zip(self._stored, steps, strict=False):  # the statistics after them have no gradient
-            before = replay.reads.get(stored.weight.ref())
-            if before is not None:
-                stored.variable.assign((transposed(before) if stored.turned else before) - step)
+        steps = iter(self._by_variable(gradients))
+        for stored, gradient in zip(self._stored, gradients, strict=False):
+            before = stored.values(replay.reads.get(stored.weight.ref()))
+            for variable, value, step in zip(stored.variables, before, steps, strict=False):
+                if gradient is not None:
+                    variable.assign(value - step)
         tf.cond(proximal > 0.0, pull_back, lambda: tf.constant(0.0))
 
     def _conditional_pulls(self, proximal: tf.Tensor) -> list[tf.Tensor]:
@@ -178,16 +191,16 @@ class TrainingGraph(tf.Module):
     def _infer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"logits": self._replay(self.logits, x).outputs[0]}
 
-    def _set_weights(self, *values: tf.Tensor) -> dict[str, tf.Tensor]:
-        for stored, value in zip(self._stored, values, strict=True):
-            stored.write(value)
-        self.spec.optimizer.reset(self._slots)
-        return {"count": tf.constant(self._count)}
-
-    def _get_weights(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _read_all(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The variables by their numbers, from which `export.addressing` makes the signatures that take a number."""
+        variables = [variable for stored in self._stored for variable in stored.variables]
         # TFLite drops an input that nothing reads, and with it the signature; the count reads it.
-        values = {f"w{index}": stored.read() for index, stored in enumerate(self._stored)}
+        values = {str(number): variable.read_value() for number, variable in enumerate(variables)}
         return values | {"count": unused + self._count}
+
+    def _reset(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
+        self.spec.optimizer.reset(self._slots)
+        return {"count": unused + self._count}
 
     def _anchor(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
         for variable, anchor in zip(self._variables, self._anchors, strict=True):
@@ -201,13 +214,15 @@ class TrainingGraph(tf.Module):
 
 def describe(functions: dict[str, Any]) -> dict[str, Signature]:
     """The manifest's account of the signatures: inputs and outputs in the order of their names' making."""
-    return {
+    traced = {
         name: Signature(
             inputs=tuple(_spec(tensor.name.split(":")[0], tensor) for tensor in function.inputs[: _explicit(function)]),
             outputs=tuple(_spec(key, tensor) for key, tensor in function.structured_outputs.items()),
         )
         for name, function in functions.items()
+        if name != VARIABLES
     }
+    return traced | SIGNATURES
 
 
 def _explicit(function: Any) -> int:

@@ -7,7 +7,7 @@ from math import prod
 import tensorflow as tf
 
 from export.lowering.call import Call, Gradient, Lowered, lowering, one
-from export.lowering.products import OuterProducts, computed, has_transposed, product, transposed
+from export.lowering.products import OuterProducts, computed, has_transposed, product, slabs_of, transposed
 
 
 @lowering("MatMul")
@@ -20,12 +20,16 @@ def _mat_mul(call: Call) -> Lowered:
         b = transposed(b)
     a.set_shape([None, b.shape[0]])
     b.set_shape([a.shape[1], None])
+    slabs = slabs_of(b) if a.shape[0] is None and not call.attr("transpose_a") else ()
 
     def pullback(dy: tf.Tensor) -> tuple[Gradient, Gradient]:
         da: Gradient = None
         db: Gradient = None
         few_rows = a.shape[0] is None  # the batch's
-        if call.varies[0]:
+        if call.varies[0] and slabs:
+            rows = [product(slab.read_value(), transposed(dy)) for slab in slabs]
+            da = transposed(tf.concat(rows, 0))
+        elif call.varies[0]:
             da = transposed(product(b, transposed(dy))) if few_rows else OuterProducts((dy,), (b,), axis=1)
         if call.varies[1]:
             db = OuterProducts((a,), (dy,), axis=0) if few_rows else product(transposed(a), dy)
@@ -34,6 +38,12 @@ def _mat_mul(call: Call) -> Lowered:
             transposed(computed(db)) if call.attr("transpose_b") and db is not None else db,
         )
 
+    if slabs:
+        parts = tf.split(a, [slab.shape[0] for slab in slabs], axis=1)
+        y = product(parts[0], slabs[0].read_value())
+        for part, slab in zip(parts[1:], slabs[1:], strict=True):
+            y += product(part, slab.read_value())
+        return one(y, pullback)
     if has_transposed(b) and a.shape[0] is None:  # the weight's other form is at hand: it goes to the left
         return one(transposed(product(transposed(b), transposed(a))), pullback)
     return one(product(a, b), pullback)

@@ -7,6 +7,7 @@ second operand into another layout, so a large matrix belongs on the left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 import tensorflow as tf
 
 _transposes: WeakKeyDictionary[tf.Graph, dict[int, tf.Tensor]] = WeakKeyDictionary()
+_slabs: WeakKeyDictionary[tf.Graph, dict[int, tuple[tf.Variable, ...]]] = WeakKeyDictionary()
 
 
 def product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -35,6 +37,18 @@ def transposed(a: tf.Tensor) -> tf.Tensor:
 def has_transposed(a: tf.Tensor) -> bool:
     """Whether `transposed` costs nothing, because a was made from it or it from a."""
     return id(a) in _transposes.get(tf.compat.v1.get_default_graph(), {})
+
+
+def in_slabs(variables: Sequence[tf.Variable]) -> tf.Tensor:
+    """The matrix whose rows are in these variables; a product asks for them by `slabs_of`."""
+    whole = tf.concat([variable.read_value() for variable in variables], 0)
+    _slabs.setdefault(tf.compat.v1.get_default_graph(), {})[id(whole)] = tuple(variables)
+    return whole
+
+
+def slabs_of(a: tf.Tensor) -> tuple[tf.Variable, ...]:
+    """The variables that `a` was made of by `in_slabs`; none for any other tensor."""
+    return _slabs.get(tf.compat.v1.get_default_graph(), {}).get(id(a), ())
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,16 @@ class OuterProducts:
         """The same, transposed."""
         return OuterProducts(self.right, self.left, self.axis)
 
-    def compute(self) -> tf.Tensor:
-        """The sum, [m, n]."""
+    def compute(self, rows: slice = slice(None)) -> tf.Tensor:
+        """The sum, [m, n], or some of its rows."""
         left, right = (
             parts[0] if len(parts) == 1 else tf.concat(parts, self.axis) for parts in (self.left, self.right)
         )
-        return product(transposed(left), right) if self.axis == 0 else product(left, transposed(right))
+        if self.axis == 0:
+            left = transposed(left)
+        else:
+            right = transposed(right)
+        return product(left if rows == slice(None) else left[rows], right)
 
 
 def computed(gradient: Any) -> Any:

@@ -26,6 +26,7 @@ from device_runtime.bundle import (
     Bundle,
     FileEntry,
     Manifest,
+    StoredVariable,
     manifest_hash_file,
     open_bundle,
 )
@@ -55,7 +56,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     for name, data in content.items():
         (path / name).write_bytes(data)
     files = {name: FileEntry(len(data), sha256(data)) for name, data in content.items()}
-    manifest = Manifest("tiny", 1, files, {}, SPECS, "mse", "mse", {}, "float32", "test", {}).dump()
+    variables = tuple(StoredVariable(index, 0, spec.size) for index, spec in enumerate(SPECS))
+    manifest = Manifest("tiny", 1, files, {}, SPECS, variables, "mse", "mse", {}, "float32", "test", {}).dump()
     (path / MANIFEST).write_bytes(manifest)
     (path / MANIFEST_HASH).write_bytes(manifest_hash_file(manifest))
     return open_bundle(path)

@@ -25,6 +25,7 @@ from device_runtime.bundle import (
     FileEntry,
     Manifest,
     Signature,
+    StoredVariable,
     manifest_hash_file,
     open_bundle,
 )
@@ -47,6 +48,7 @@ def manifest() -> Manifest:
         files={name: FileEntry(index, f"{index:064x}") for index, name in enumerate(FILES)},
         signatures={"train": Signature((batch, TensorSpec("y", (None,), "int32")), (TensorSpec("loss", ()),))},
         tensors=(TensorSpec("kernel", (4, 2)), TensorSpec("bias", (2,))),
+        variables=(StoredVariable(0, 0, 5), StoredVariable(0, 5, 3), StoredVariable(1, 0, 2)),
         loss="mse",
         metric="mae",
         optimizer={"name": "sgd"},
@@ -100,7 +102,7 @@ def test_the_manifest_is_canonical() -> None:
 def test_the_model_id_is_of_name_and_ordered_tensors() -> None:
     kernel, bias = manifest().tensors
     layouts = [("a", (kernel, bias)), ("a", (bias, kernel)), ("b", (kernel, bias)), ("a", (kernel,))]
-    ids = {Manifest(name, 1, {}, {}, tensors, "", "", {}, "", "", {}).model_id for name, tensors in layouts}
+    ids = {Manifest(name, 1, {}, {}, tensors, (), "", "", {}, "", "", {}).model_id for name, tensors in layouts}
     assert len(ids) == 4
 
 
@@ -113,6 +115,7 @@ def test_a_manifest_that_is_no_object() -> None:
     assert refusal([]) == "M: expected a JSON object"
 
 
+UNCOVERED = "M.variables: they do not hold every value of every weight once"
 FIELDS = {
     "format_version": "a whole number",
     "name": "a string",
@@ -120,6 +123,7 @@ FIELDS = {
     "files": "an object",
     "signatures": "an object",
     "tensors": "a list",
+    "variables": "a list",
     "loss": "a string",
     "metric": "a string",
     "optimizer": "an object",
@@ -150,7 +154,7 @@ def test_every_field_of_a_manifest_is_tested() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (changed("format_version", to=3), "M.format_version: this runtime reads version 2"),
+        (changed("format_version", to=2), "M.format_version: this runtime reads version 3"),
         (changed("version", to=-1), "M.version: expected a whole number of at least 0"),
         (changed("files", WEIGHTS, to=1), f"M.files.{WEIGHTS}: expected a JSON object"),
         (changed("files", WEIGHTS, "size", to="1"), f"M.files.{WEIGHTS}.size: expected a whole number"),
@@ -167,6 +171,16 @@ def test_every_field_of_a_manifest_is_tested() -> None:
         (changed("tensors", 0, "dtype", to="int8"), "M.tensors[0].dtype: expected one of float32, int32"),
         (changed("tensors", 0, "dtype", to=[]), "M.tensors[0].dtype: expected one of float32, int32"),
         (changed("tensors", 0, "shape", to=[None]), "M.tensors: a weight's shape has a free dimension"),
+        (changed("variables", 0, to=1), "M.variables[0]: expected a JSON object"),
+        (changed("variables", 0, "size", to="5"), "M.variables[0].size: expected a whole number"),
+        (changed("variables", 0, "transposed", to=0), "M.variables[0].transposed: expected true or false"),
+        (changed("variables", 0, "transposed", to=True), UNCOVERED),  # it is a part of the weight
+        (changed("variables", 0, "size", to=4), UNCOVERED),
+        (changed("variables", 1, "size", to=4), UNCOVERED),
+        (changed("variables", 1, "size", to=0), UNCOVERED),
+        (changed("variables", 2, "tensor", to=0), UNCOVERED),
+        (changed("variables", 2, "tensor", to=2), UNCOVERED),
+        (changed("variables", to=[]), UNCOVERED),
         (changed("model_id", to="0" * 32), "M.model_id: does not fit the name and tensors"),
         (changed("name", to="other"), "M.model_id: does not fit the name and tensors"),
         (changed("name", to="\ud800"), "M.model_id: does not fit the name and tensors"),

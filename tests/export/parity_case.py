@@ -16,6 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from device_runtime.selftest import loss_difference, relative_difference
+from export.addressing import write_calls
 from export.convert import training_artifact
 from export.parity import TOLERANCE, UPDATE_TOLERANCE
 from export.reference import KerasTrainer
@@ -84,6 +85,7 @@ class Case:
         self.steps = [Step(*batch(rng, size), proximal if i == 1 else 0.0, 17 + i) for i, size in enumerate(BATCHES)]
         self.graph = TrainingGraph(self.spec, model)
         self.draws = self.graph.draws
+        self.stored = self.graph.stored_variables
         self.functions = self.graph.functions()
         self.artifact = training_artifact(self.functions)
         self.keras = self._in_keras()
@@ -98,14 +100,22 @@ class Case:
         record.sums = dict(zip(("loss_sum", "correct", "count"), (float(total) for total in sums), strict=True))
         return record
 
+    def set_calls(self, weights: Sequence[Array]) -> list[SignatureCall]:
+        """What sets all weights."""
+        return [*write_calls(weights, self.stored)]
+
+    def get_calls(self) -> list[SignatureCall]:
+        """What reads all weights, part by part."""
+        return [("read_variable", {"number": np.asarray(number, np.int32)}) for number in range(len(self.stored))]
+
     def calls(self) -> list[SignatureCall]:
         """The steps as calls of the artifact's signatures."""
         zero = {"unused": np.float32(0)}
-        calls: list[Any] = [("set_weights", {f"w{i}": value for i, value in enumerate(self.start)}), ("anchor", zero)]
+        calls: list[Any] = [*self.set_calls(self.start), ("anchor", zero)]
         for step in self.steps:
             numbers = {"learning_rate": np.float32(self.learning_rate), "proximal": np.float32(step.proximal)}
             seed = {"seed": np.int32(step.seed)} if self.draws else {}
-            calls += [("train", {"x": step.x, "y": step.y, **numbers, **seed}), ("get_weights", zero)]
+            calls += [("train", {"x": step.x, "y": step.y, **numbers, **seed}), *self.get_calls()]
         calls.append(("infer", {"x": self.steps[0].x}))
         calls.append(("evaluate", {"x": self.steps[-1].x, "y": self.steps[-1].y}))
         return calls
@@ -114,11 +124,16 @@ class Case:
         """The same in an interpreter."""
         record = Record()
         calls = self.calls()
-        for (signature, _), outputs in zip(calls, runtime.run(self.artifact, calls, threads), strict=True):
+        for (signature, given), outputs in zip(calls, runtime.run(self.artifact, calls, threads), strict=True):
             if signature == "train":
                 record.losses.append(float(outputs["loss"]))
-            elif signature == "get_weights":
-                record.weights.append([outputs[f"w{i}"] for i in range(len(self.variables))])
+                record.weights.append([np.zeros(variable.shape, np.float32) for variable in self.variables])
+            elif signature == "read_variable":
+                one = self.stored[int(given["number"])]
+                weight, values = record.weights[-1][one.tensor], outputs["values"]
+                if one.transposed:
+                    values = values.reshape(weight.shape[::-1]).T.reshape(-1)
+                weight.reshape(-1)[one.start : one.start + one.size] = values
             elif signature == "infer":
                 record.logits = outputs["logits"]
             elif signature == "evaluate":

@@ -34,8 +34,9 @@ SIGNATURES = {
     "train": (["x", "y", "learning_rate", "proximal"], ["loss"]),
     "evaluate": (["x", "y"], ["loss_sum", "correct", "count"]),
     "infer": (["x"], ["logits"]),
-    "set_weights": (["w0", "w1", "w2", "w3"], ["count"]),
-    "get_weights": (["unused"], ["w0", "w1", "w2", "w3", "count"]),
+    "reset": (["unused"], ["count"]),
+    "write_variable": (["number", "values"], []),
+    "read_variable": (["number"], ["values"]),
 }
 
 

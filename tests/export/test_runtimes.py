@@ -15,16 +15,11 @@ from device_runtime.errors import InputError
 from device_runtime.selftest import relative_difference
 from export.operators import read_operators
 from export.runtimes import RUNTIMES, Runtime, RuntimeFailedError, installed_runtimes
-from tests.export.parity_case import Array, Case
+from tests.export.parity_case import Case
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
 CaseOf = Callable[[str], Case]
-ZERO = {"unused": np.float32(0)}
-
-
-def _set(weights: list[Array]) -> tuple[str, dict[str, Array]]:
-    return "set_weights", {f"w{i}": value for i, value in enumerate(weights)}
 
 
 def _train(case: Case, step: int, seed: int = 0) -> tuple[str, dict[str, Any]]:
@@ -55,11 +50,20 @@ def test_no_weight_of_before_is_left_after_set_weights(
     """A kernel once kept filters from before (tensorflow issue 31205)."""
     case = case_of(name)
     other = [(0.5 * value + 0.01).astype(np.float32) for value in case.start]
-    after = [_train(case, 2), ("get_weights", ZERO), ("infer", {"x": case.steps[0].x})]
-    used = [_set(case.start), _train(case, 0), ("infer", {"x": case.steps[0].x}), _train(case, 2), _set(other), *after]
-    fresh = [_set(other), *after]
+    after = [_train(case, 2), *case.get_calls(), ("infer", {"x": case.steps[0].x})]
+    used = [
+        *case.set_calls(case.start),
+        _train(case, 0),
+        ("infer", {"x": case.steps[0].x}),
+        _train(case, 2),
+        *case.set_calls(other),
+        *after,
+    ]
+    fresh = [*case.set_calls(other), *after]
     for a, b in zip(
-        runtime.run(case.artifact, used, threads)[-3:], runtime.run(case.artifact, fresh, threads)[-3:], strict=True
+        runtime.run(case.artifact, used, threads)[-len(after) :],
+        runtime.run(case.artifact, fresh, threads)[-len(after) :],
+        strict=True,
     ):
         for key, value in a.items():
             np.testing.assert_array_equal(value, b[key], key)
@@ -68,7 +72,7 @@ def test_no_weight_of_before_is_left_after_set_weights(
 def test_dropout_is_random_in_training_alone_and_follows_from_the_seed(case_of: CaseOf, runtime: Runtime) -> None:
     case = case_of("dropout")
     infer = ("infer", {"x": case.steps[0].x})
-    calls = [call for seed in (1, 1, 2) for call in (_set(case.start), infer, infer, _train(case, 0, seed))]
+    calls = [call for seed in (1, 1, 2) for call in (*case.set_calls(case.start), infer, infer, _train(case, 0, seed))]
     results = runtime.run(case.artifact, calls)
     logits = [result["logits"] for result in results if "logits" in result]
     losses = [float(result["loss"]) for result in results if "loss" in result]
