@@ -10,7 +10,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from export.lowering.call import Call, Gradient, Lowered, emit, lowering, one, single
-from export.lowering.products import product, transposed
+from export.lowering.products import product, product_of_columns, transposed
 from export.lowering.windows import Windows
 
 _FEW_CHANNELS = 4
@@ -67,7 +67,7 @@ def _correlate_few_channels(
     out = int(w.shape[3])
     patches = _patches_by_channel(x, windows)
     filters = tf.reshape(w, [-1, out])
-    y = tf.matmul(tf.expand_dims(patches, 0), tf.expand_dims(filters, 0), transpose_a=True)
+    y = product_of_columns(patches, filters)
     return tf.reshape(y, [-1, *windows.count, out]), lambda dy: tf.reshape(
         product(patches, tf.reshape(dy, [-1, out])), w.shape
     )

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from math import prod
 
 import tensorflow as tf
 
 from export.lowering.call import Call, Gradient, Lowered, lowering, one
-from export.lowering.products import OuterProducts, computed, has_transposed, product, slabs_of, transposed
+from export.lowering.products import (
+    OuterProducts,
+    computed,
+    has_transposed,
+    product,
+    product_of_columns,
+    slabs_of,
+    transposed,
+)
 
 
 @lowering("MatMul")
@@ -39,11 +48,9 @@ def _mat_mul(call: Call) -> Lowered:
         )
 
     if slabs:
-        parts = tf.split(a, [slab.shape[0] for slab in slabs], axis=1)
-        y = product(parts[0], slabs[0].read_value())
-        for part, slab in zip(parts[1:], slabs[1:], strict=True):
-            y += product(part, slab.read_value())
-        return one(y, pullback)
+        parts = tf.split(transposed(a), [slab.shape[0] for slab in slabs], axis=0)
+        columns = [product_of_columns(slab.read_value(), part) for slab, part in zip(slabs, parts, strict=True)]
+        return one(transposed(reduce(tf.add, columns)), pullback)
     if has_transposed(b) and a.shape[0] is None:  # the weight's other form is at hand: it goes to the left
         return one(transposed(product(transposed(b), transposed(a))), pullback)
     return one(product(a, b), pullback)
