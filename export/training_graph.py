@@ -29,6 +29,9 @@ from models.training import prediction_sums
 class TrainingGraph(tf.Module):
     """A Keras model with the functions that a device calls.
 
+    Args:
+        shared: whether what the model does many times stands in the functions once, and is called; or each time.
+
     Attributes:
         spec, model: of the model.
         weights: Keras's variables that travel.
@@ -38,12 +41,13 @@ class TrainingGraph(tf.Module):
         ExportError: the model's loss or one of its layers is not supported.
     """
 
-    def __init__(self, spec: ModelSpec, model: tf.keras.Model) -> None:
+    def __init__(self, spec: ModelSpec, model: tf.keras.Model, shared: bool = True) -> None:
         super().__init__()
         if spec.loss not in LOSSES:
             raise ExportError(f"model {spec.name!r}: unknown loss {spec.loss!r}; known are {', '.join(sorted(LOSSES))}")
         self.spec = spec
         self.model = model
+        self._shared = shared
         self.weights = trained_variables(model)
         try:
             self.draws = has_dropout(model)
@@ -114,7 +118,7 @@ class TrainingGraph(tf.Module):
     def _replay(self, graph: Any, *inputs: tf.Tensor) -> Replay:
         names = {layer.name for layer in all_layers(self.model)}
         turned = {stored.weight.ref(): stored.read() for stored in self._stored if stored.turned}
-        return Replay(graph, inputs, self.weights, names, turned)
+        return Replay(graph, inputs, self.weights, names, turned, self._shared)
 
     def _train(
         self, x: tf.Tensor, y: tf.Tensor, learning_rate: tf.Tensor, proximal: tf.Tensor, *seed: tf.Tensor
