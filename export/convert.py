@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from export.replay import Replay
 def training_artifact(functions: dict[str, Any]) -> bytes:
     """The bytes of ``train.tflite``: every function as a signature, weights as resource variables.
 
+    A device sets the weights itself, from ``weights.safetensors`` or from the server: the artifact holds no values of
+    variables. One that is read before it was assigned is an error of the interpreter.
+
+    Args:
+        functions: signature name → concrete function. Each variable is assigned in one of them: the converter makes a
+            constant of one that is not, and ends the process where it has no value.
+
     Raises:
         ExportError: an operator has no TFLite builtin; the message names it.
     """
@@ -28,6 +36,8 @@ def training_artifact(functions: dict[str, Any]) -> bytes:
         tf.saved_model.save(module, saved, signatures=functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         converter.experimental_enable_resource_variables = True
+        # Values that the converter finds, it puts into the artifact, and has them assigned on loading.
+        shutil.rmtree(Path(saved) / "variables")
         return compact(_convert(converter))
 
 
