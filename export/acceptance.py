@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +18,7 @@ from device_runtime.selftest import SelfTestResult, self_test
 from export.kernel_check import Array, WrongKernel, operators_of, wrong_kernels
 from export.reference import symbols_of, synthetic_batch
 from export.runtimes import Runtime, RuntimeFailedError, child_environment, installed_runtimes
+from export.training_graph import TrainingGraph
 from models import ModelSpec
 from models.state import all_layers
 
@@ -70,7 +70,7 @@ def self_test_in(python: Path, bundle: Path) -> tuple[str, SelfTestResult]:
     return report["runtime"], SelfTestResult(bool(report["ok"]), largest, report["tensor"])
 
 
-def kernels_of(spec: ModelSpec, model: tf.keras.Model, functions: Mapping[str, Any], seed: int = 0) -> FindKernels:
+def kernels_of(spec: ModelSpec, model: tf.keras.Model, seed: int = 0) -> FindKernels:
     """A search among the operators of the training and inference functions, with a synthetic batch."""
     rng = np.random.Generator(np.random.Philox(seed))
     x, y = synthetic_batch(spec, model.output_shape[-1], BATCH, rng, symbols_of(model))
@@ -79,6 +79,8 @@ def kernels_of(spec: ModelSpec, model: tf.keras.Model, functions: Mapping[str, A
     layers: Collection[str] = {layer.name for layer in all_layers(model)}
 
     def find(runtime: Runtime) -> list[WrongKernel]:
+        graph = TrainingGraph(spec, model, shared=False)  # inside of calls, nothing can be looked at
+        functions = graph.functions()
         operators = [
             operator for name in ("train", "infer") for operator in operators_of(functions[name], inputs, layers)
         ]

@@ -117,7 +117,7 @@ def export_bundle(
     data = manifest.dump()
 
     def check(bundle: Bundle) -> None:
-        accept(bundle, kernels_of(spec, model, functions, seed))
+        accept(bundle, kernels_of(spec, model, seed))
 
     return _install(target, files | {MANIFEST: data, MANIFEST_HASH: manifest_hash_file(data)}, key, check)
 

@@ -1,10 +1,4 @@
-"""A training artifact without what a device does not need in it.
-
-TensorFlow stores each variable's initial value, and has it assigned on loading. A device sets the weights itself,
-from ``weights.safetensors`` or from the server, so the artifact would hold the model a second time, and its
-optimiser's state in zeros besides. And constants, such as frozen layers' weights, are stored once for each
-signature that uses them.
-"""
+"""Constants that stand in a TFLite file many times, such as frozen layers' weights, once for each signature."""
 
 from __future__ import annotations
 
@@ -12,44 +6,31 @@ from typing import Any
 
 from tensorflow.lite.python import schema_py_generated as schema
 
-from export.flatbuffer import unpack
+from export.flatbuffer import pack, unpack
+
+_WORTH_IT = 0.01
+"""Share of the file that has to be gained: to write thousands of operators again takes seconds."""
 
 
-def compacted(artifact: bytes) -> Any:
-    """The same TFLite file, as a `schema.ModelT`, without initial values of variables, with each constant stored once.
-
-    A variable that is read before it was assigned is an error of the interpreter.
-    """
+def compact(artifact: bytes) -> bytes:
+    """The same TFLite file with each constant stored once, where that makes it notably smaller."""
+    if _repeated(artifact) < _WORTH_IT * len(artifact):
+        return artifact
     model = unpack(artifact)
-    initializers = {
-        subgraph.operators[position].builtinOptions.initSubgraphIndex
-        for subgraph in model.subgraphs
-        for position in _calls_once(model, subgraph)
-    }
-    for index, subgraph in enumerate(model.subgraphs):
-        calls = set(_calls_once(model, subgraph))
-        subgraph.operators = (
-            []
-            if index in initializers
-            else [operator for position, operator in enumerate(subgraph.operators) if position not in calls]
-        )
-        if index in initializers:
-            subgraph.tensors, subgraph.inputs, subgraph.outputs = [], [], []
-    _share_buffers(model)
-    return model
+    share_constants(model)
+    return pack(model, len(artifact))
 
 
-def _calls_once(model: Any, subgraph: Any) -> list[int]:
-    once = schema.BuiltinOperator.CALL_ONCE
-    return [
-        position
-        for position, operator in enumerate(subgraph.operators)
-        if model.operatorCodes[operator.opcodeIndex].builtinCode == once
-    ]
+def _repeated(artifact: bytes) -> int:
+    """How many bytes of constants stand in the file before already."""
+    model = schema.Model.GetRootAsModel(artifact, 0)
+    buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
+    constants = [buffer.DataAsNumpy().tobytes() for buffer in buffers if buffer.DataLength()]
+    return sum(map(len, constants)) - sum(map(len, set(constants)))
 
 
-def _share_buffers(model: Any) -> None:
-    """One buffer for equal bytes; those that nothing refers to any more become empty."""
+def share_constants(model: Any) -> None:
+    """Give a `schema.ModelT` one buffer for equal bytes; those that nothing refers to any more become empty."""
     place: dict[bytes, int] = {}
     used: set[int] = {0, *(metadata.buffer for metadata in model.metadata or [])}
     for subgraph in model.subgraphs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,22 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from export.addressing import VARIABLES, number_variables
-from export.compaction import compacted
+from export.compaction import compact, share_constants
 from export.errors import ExportError
-from export.flatbuffer import pack
+from export.flatbuffer import pack, unpack
 from export.replay import Replay
 from export.schedule import shorten_lifetimes
 
 
 def training_artifact(functions: dict[str, Any]) -> bytes:
     """The bytes of ``train.tflite``: every function as a signature, weights as resource variables.
+
+    A device sets the weights itself, from ``weights.safetensors`` or from the server: the artifact holds no values of
+    variables. One that is read before it was assigned is an error of the interpreter.
+
+    Args:
+        functions: signature name → concrete function. Each variable is assigned in one of them: the converter makes a
+            constant of one that is not, and ends the process where it has no value.
 
     Raises:
         ExportError: an operator has no TFLite builtin; the message names it.
@@ -31,11 +39,15 @@ def training_artifact(functions: dict[str, Any]) -> bytes:
         tf.saved_model.save(module, saved, signatures=functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         converter.experimental_enable_resource_variables = True
+        # Values that the converter finds, it puts into the artifact, and has them assigned on loading.
+        shutil.rmtree(Path(saved) / "variables")
         artifact = _convert(converter)
-    model = compacted(artifact)
-    if VARIABLES in functions:
-        shorten_lifetimes(model)
-        number_variables(model)
+    if VARIABLES not in functions:
+        return compact(artifact)
+    model = unpack(artifact)
+    share_constants(model)
+    shorten_lifetimes(model)
+    number_variables(model)
     return pack(model, len(artifact))
 
 
@@ -63,8 +75,7 @@ def inference_artifact(graph: Any, x: tf.TensorSpec, representative: npt.NDArray
     if representative is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([example[None]] for example in representative)
-    artifact = _convert(converter)
-    return pack(compacted(artifact), len(artifact))
+    return compact(_convert(converter))
 
 
 def _convert(converter: Any) -> bytes:
@@ -72,7 +83,7 @@ def _convert(converter: Any) -> bytes:
     converter.exclude_conversion_metadata = True
     if not converter.optimizations:
         # What TensorFlow does here in Python takes longer than the conversion where there are thousands of operators;
-        # `compacted` does the part of it that counts.
+        # `compact` does the part of it that counts.
         converter._optimize_tflite_model = lambda model, *rest, **options: model
     try:
         artifact: bytes = converter.convert()

@@ -86,6 +86,7 @@ def _call(layer: Any) -> Callable[..., Any]:
             raise ExportError(f"layer {layer.name!r}: the number of steps is free; give the model's Input a full shape")
         make, states = _CELLS[type(layer.cell)]
         step, weights, bias = make(layer.cell)
+        step = tf.function(step, autograph=False)  # traced once for the first step, and once for all others
         state: State = (None,) * states
         if initial_state is not None:
             given = initial_state if isinstance(initial_state, list | tuple) else [initial_state]

@@ -30,6 +30,9 @@ from models.training import prediction_sums
 class TrainingGraph(tf.Module):
     """A Keras model with the functions that a device calls.
 
+    Args:
+        shared: whether what the model does many times stands in the functions once, and is called; or each time.
+
     Attributes:
         spec, model: of the model.
         weights: Keras's variables that travel.
@@ -39,12 +42,13 @@ class TrainingGraph(tf.Module):
         ExportError: the model's loss or one of its layers is not supported.
     """
 
-    def __init__(self, spec: ModelSpec, model: tf.keras.Model) -> None:
+    def __init__(self, spec: ModelSpec, model: tf.keras.Model, shared: bool = True) -> None:
         super().__init__()
         if spec.loss not in LOSSES:
             raise ExportError(f"model {spec.name!r}: unknown loss {spec.loss!r}; known are {', '.join(sorted(LOSSES))}")
         self.spec = spec
         self.model = model
+        self._shared = shared
         self.weights = trained_variables(model)
         try:
             self.draws = has_dropout(model)
@@ -117,7 +121,7 @@ class TrainingGraph(tf.Module):
     def _replay(self, graph: Any, *inputs: tf.Tensor) -> Replay:
         names = {layer.name for layer in all_layers(self.model)}
         given = {s.weight.ref(): s.read() for s in self._stored if s.variables[0] is not s.weight}
-        return Replay(graph, inputs, self.weights, names, given)
+        return Replay(graph, inputs, self.weights, names, given, self._shared)
 
     def _by_variable(self, gradients: Sequence[Gradient]) -> list[tf.Tensor]:
         """The weights' gradients as those of `_variables`."""

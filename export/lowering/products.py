@@ -24,25 +24,27 @@ def product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def product_of_columns(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """aᵀ·b, of a [k, m] and b [k, n]; BATCH_MATMUL turns its left operand as it goes, faster than it packs a right one."""
+    """aᵀ·b, of a [k, m] and b [k, n]; BATCH_MATMUL turns its left operand faster than it packs a right one."""
     turned = tf.matmul(tf.expand_dims(a, 0), tf.expand_dims(b, 0), transpose_a=True)
     return tf.reshape(turned, [-1 if n is None else n for n in (a.shape[1], b.shape[1])])
 
 
 def transposed(a: tf.Tensor) -> tf.Tensor:
     """a [m, n] as [n, m]; the same tensor for the same a, and a itself again for that one."""
-    known = _transposes.setdefault(tf.compat.v1.get_default_graph(), {})
+    known = _transposes.setdefault(a.graph, {})
     if id(a) not in known:
-        # With a reshape between them, the converter does not make a FULLY_CONNECTED of a product and a transposition.
         rows, columns = a.shape
-        b = tf.reshape(tf.transpose(tf.expand_dims(a, 0), [0, 2, 1]), [-1 if n is None else n for n in (columns, rows)])
+        with a.graph.as_default():  # which may be around the present one: made there, it is made once
+            # With a reshape between, the converter does not make a FULLY_CONNECTED of a product and a transposition.
+            b = tf.transpose(tf.expand_dims(a, 0), [0, 2, 1])
+            b = tf.reshape(b, [-1 if n is None else n for n in (columns, rows)])
         known[id(a)], known[id(b)] = b, a
     return known[id(a)]
 
 
 def has_transposed(a: tf.Tensor) -> bool:
     """Whether `transposed` costs nothing, because a was made from it or it from a."""
-    return id(a) in _transposes.get(tf.compat.v1.get_default_graph(), {})
+    return id(a) in _transposes.get(a.graph, {})
 
 
 def in_slabs(variables: Sequence[tf.Variable]) -> tf.Tensor:

@@ -22,6 +22,7 @@ from export.bundle_writer import export_bundle
 from export.kernel_check import Operator, operators_of, wrong_kernels
 from export.lowering import LOWERINGS, Call, Lowered
 from export.runtimes import RUNTIMES, Runtime, RuntimeFailedError
+from export.training_graph import TrainingGraph
 from models import ModelSpec
 from models.state import all_layers
 from tests.export.families import FAMILIES
@@ -37,6 +38,8 @@ def operators(case_of: Callable[[str], Case]) -> dict[str, Operator]:
     for name in FAMILIES:
         case = case_of(name)
         layers = {layer.name for layer in all_layers(case.model)}
+        graph = TrainingGraph(case.spec, case.model, shared=False)
+        train = graph.functions()["train"]
         inputs: dict[str, Any] = {
             "x": case.steps[0].x,
             "y": case.steps[0].y,
@@ -44,7 +47,7 @@ def operators(case_of: Callable[[str], Case]) -> dict[str, Operator]:
             "proximal": np.float32(0.1),
             "seed": np.int32(3),
         }
-        found |= {operator.key: operator for operator in operators_of(case.functions["train"], inputs, layers)}
+        found |= {operator.key: operator for operator in operators_of(train, inputs, layers)}
     return found
 
 
