@@ -55,13 +55,11 @@ def number_variables(model: Any) -> None:
                 number = numbers.setdefault(op.builtinOptions.sharedName, len(numbers))
                 if number not in constants:
                     constants[number] = _constant(model, number)
+                # It stays a resource by type: that tells an interpreter in which order its operators have to be.
                 subgraph.tensors[op.outputs[0]].buffer = constants[number]
             else:
                 kept.append(op)
         subgraph.operators = kept
-        for tensor in subgraph.tensors:
-            if tensor.type == schema.TensorType.RESOURCE:
-                tensor.type, tensor.shape = schema.TensorType.INT32, []
     _write(model, graph)
     given.signatureKey, given.outputs = b"write_variable", []
     given.inputs = [_named("number", 0), _named("values", 1)]
