@@ -46,7 +46,7 @@ def training_artifact(functions: dict[str, Any]) -> bytes:
         return compact(artifact)
     model = unpack(artifact)
     share_constants(model)
-    shorten_lifetimes(model)
+    shorten_lifetimes(model, artifact)
     number_variables(model)
     return pack(model, len(artifact))
 

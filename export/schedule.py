@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
-from export.flatbuffer import pack
 from export.single_operator import inputs_of
 
 _BATCH = 8
@@ -28,10 +27,10 @@ _LARGE = 1 << 16
 """Elements of a variable that is rather read twice than kept."""
 
 
-def shorten_lifetimes(model: Any) -> None:
-    """Order the operators of every signature of a `schema.ModelT` anew."""
+def shorten_lifetimes(model: Any, artifact: bytes) -> None:
+    """Order the operators of every signature of a `schema.ModelT` anew; `artifact` is the file that it is of."""
     interpreter = tf.lite.Interpreter(
-        model_content=pack(model),
+        model_content=artifact,
         experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     for signature in model.signatureDefs:
@@ -152,14 +151,11 @@ def _order(nodes: Sequence[_Node], sizes: Sequence[int], outputs: Collection[int
     uses = Counter(tensor for node in nodes for tensor in node.takes)
     uses.update(outputs)
     waits = _waiting(nodes, outputs)
-    steps: dict[int, list[int]] = {}  # a node that does not wait, after all that wait for it
-    missing: dict[int, set[int]] = {}
+    steps, missing = _steps(nodes, waits)
     followers: dict[int, list[int]] = {}
-    for position in range(len(nodes)):
-        if not waits[position]:
-            steps[position], missing[position] = _step(nodes, waits, position)
-            for before in missing[position]:
-                followers.setdefault(before, []).append(position)
+    for position, before in missing.items():
+        for other in before:
+            followers.setdefault(other, []).append(position)
     done: set[int] = set()
 
     def growth(position: int) -> int:
@@ -204,18 +200,20 @@ def _waiting(nodes: Sequence[_Node], outputs: Collection[int]) -> list[bool]:
     return waits
 
 
-def _step(nodes: Sequence[_Node], waits: Sequence[bool], position: int) -> tuple[list[int], set[int]]:
-    """A node after those that wait for it, each as late as can be; and those that have to be done before."""
-    step: dict[int, None] = {}
-    before: set[int] = set()
-
-    def add(one: int) -> None:
-        for other in sorted(nodes[one].after):
-            if not waits[other]:
+def _steps(nodes: Sequence[_Node], waits: Sequence[bool]) -> tuple[dict[int, tuple[int, ...]], dict[int, set[int]]]:
+    """By each node that does not wait: it after those that wait for it, and those that have to be done before."""
+    chains: list[tuple[int, ...]] = []
+    befores: list[set[int]] = []
+    for position, node in enumerate(nodes):
+        chain: dict[int, None] = {}
+        before: set[int] = set()
+        for other in sorted(node.after):
+            if waits[other]:
+                chain.update(dict.fromkeys(chains[other]))
+                before |= befores[other]
+            else:
                 before.add(other)
-            elif other not in step:
-                add(other)
-        step[one] = None
-
-    add(position)
-    return list(step), before
+        chains.append((*chain, position))
+        befores.append(before)
+    first = [position for position in range(len(nodes)) if not waits[position]]
+    return {position: chains[position] for position in first}, {position: befores[position] for position in first}
