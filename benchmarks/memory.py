@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,8 +26,14 @@ def peak_mb(command: Sequence[str]) -> float:
     """
     if sys.platform == "win32":
         raise BenchmarkError("peak memory can't be measured on Windows; leave out the benchmarks that end in _mb")
+    # Compiling its modules would take more memory than they do: what pip installs on a device is compiled already.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     run = subprocess.run(
-        [sys.executable, "-S", "-c", _SHIM, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, "-S", "-c", _SHIM, *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     if run.returncode:
         said = (run.stderr.strip() or "it said nothing").splitlines()[-1]

@@ -24,6 +24,9 @@ from export.lowering.products import OuterProducts, computed, in_slabs, transpos
 SLAB = 1 << 17
 """Most elements of a slab: half a megabyte, so that it stays in a processor's cache."""
 
+SLAB_NAME = "pocketfed_slab"
+"""What the names of slabs begin with."""
+
 
 @dataclass(frozen=True)
 class StoredWeight:
@@ -84,7 +87,7 @@ def store(weights: Sequence[tf.Variable], turned: Collection[Any], factors: Coll
             count = -(-rows // each)
             each = -(-rows // count)  # as equal as can be
             sizes = [min(each, rows - start) for start in range(0, rows, each)]
-            variables = tuple(tf.Variable(tf.zeros((size, columns)), trainable=False) for size in sizes)
+            variables = tuple(tf.Variable(tf.zeros((size, columns)), trainable=False, name=SLAB_NAME) for size in sizes)
         stored.append(StoredWeight(weight, variables, weight.ref() in turned))
     return stored
 

@@ -19,12 +19,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
+from export.layout import SLAB_NAME
 from export.single_operator import inputs_of
 
 _BATCH = 8
 """Examples that sizes are compared for."""
-_LARGE = 1 << 16
-"""Elements of a variable that is rather read twice than kept."""
 
 
 def shorten_lifetimes(model: Any, artifact: bytes) -> None:
@@ -74,16 +73,24 @@ def _sizes(interpreter: Any, graph: Any, index: int) -> list[int]:
 
 
 def _read_again(model: Any, graph: Any, sizes: list[int]) -> None:
-    """Read a large variable anew for each operator that takes its value; `sizes` grows with the tensors."""
+    """Read a slab anew for each operator that takes its value; `sizes` grows with the tensors.
+
+    Otherwise all slabs would be kept from the way there to the way back. Whole weights are kept: to read them again
+    would take longer than it helps, above all those that a recurrent layer uses at every step.
+    """
     takers: dict[int, list[Any]] = {}
     for operator in graph.operators:
         for value in set(inputs_of(operator)):
             takers.setdefault(value, []).append(operator)
+    slabs: set[int] = set()
     operators: list[Any] = []
     for operator in graph.operators:
         operators.append(operator)
         code = model.operatorCodes[operator.opcodeIndex].builtinCode
-        if code != schema.BuiltinOperator.READ_VARIABLE or sizes[operator.outputs[0]] < _LARGE:
+        named = operator.builtinOptions.sharedName if code == schema.BuiltinOperator.VAR_HANDLE else b""
+        if named.startswith(SLAB_NAME.encode()):
+            slabs.add(int(operator.outputs[0]))
+        if code != schema.BuiltinOperator.READ_VARIABLE or int(operator.inputs[0]) not in slabs:
             continue
         value = int(operator.outputs[0])
         for taker in takers.get(value, ())[1:]:

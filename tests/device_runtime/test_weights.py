@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import InputError, IntegrityError
 from device_runtime.tensors import TensorSpec
-from device_runtime.weights import dump_weights, load_weights, read_weights
+from device_runtime.weights import WeightsFile, dump_weights, load_weights, read_weights
 
 SPECS = (TensorSpec("kernel", (3, 2)), TensorSpec("bias", (2,)), TensorSpec("a/scale", ()))
 WEIGHTS = (
@@ -160,3 +160,38 @@ def test_a_file_is_read_and_named(tmp_path: Path) -> None:
         read_weights(path, SPECS)
     with pytest.raises(InputError, match=f"^{path}x: can't read the weights: No such file or directory$"):
         read_weights(Path(f"{path}x"), SPECS)
+
+
+def test_a_file_is_read_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(dump_weights(WEIGHTS, SPECS))
+    with WeightsFile(path, SPECS) as file:
+        path.unlink()  # what was opened stays what is read
+        assert file.read(0, 2, 3).tobytes() == WEIGHTS[0].reshape(-1)[2:5].tobytes()
+        assert file.read(2, 0, 1).tolist() == [7]
+        assert file.read(1, 0, 2).tobytes() == WEIGHTS[1].tobytes()
+
+
+def test_a_file_of_other_weights_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    data = dump_weights(WEIGHTS, SPECS)
+    for broken in (b"", data[:20], data[:-1], file_bytes(b"{"), file_bytes([]), dump_weights(WEIGHTS[:1], SPECS[:1])):
+        path.write_bytes(broken)
+        with pytest.raises(IntegrityError) as caught:
+            load_weights(broken, SPECS, str(path))
+        with pytest.raises(IntegrityError) as again:
+            WeightsFile(path, SPECS)
+        assert str(again.value) == str(caught.value)
+    with pytest.raises(InputError, match=f"^{path}x: can't read the weights: No such file or directory$"):
+        WeightsFile(Path(f"{path}x"), SPECS)
+
+
+def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
+    path, specs = tmp_path / "w.safetensors", (TensorSpec("kernel", (100, 1000)),)
+    path.write_bytes(dump_weights((np.ones((100, 1000), np.float32),), specs))
+    with WeightsFile(path, specs) as file:
+        with path.open("r+b") as other:
+            other.truncate(path.stat().st_size - 1)
+        assert file.read(0, 0, 50_000).sum() == 50_000
+        with pytest.raises(IntegrityError, match=f"^{path}: became shorter while it was read$"):
+            file.read(0, 50_000, 50_000)
