@@ -88,7 +88,7 @@ def _correlate_by_rows(
 
     def weight_gradient(dy: tf.Tensor) -> tf.Tensor:
         spread = tf.reshape(_joined(windows.scatter_rows(dy)), [-1, height * out])
-        dw = tf.reshape(product(transposed(patches), spread), [width, channels, height, out])
+        dw = tf.reshape(product_of_columns(patches, spread), [width, channels, height, out])
         return tf.transpose(dw, [2, 0, 1, 3])
 
     return y, weight_gradient
