@@ -11,10 +11,14 @@ try:
     from tflite_runtime.interpreter import Interpreter, OpResolverType
 
     _PACKAGE = "tflite-runtime"
+    # XNNPACK's threads and copies make a training step slower here; in the successor they make it many times faster
+    # (docs/performance.md).
+    _OPTIONS = {"experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 except ImportError:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from ai_edge_litert.interpreter import Interpreter
 
     _PACKAGE = "ai-edge-litert"
+    _OPTIONS = {}
 
 
 def runtime_version() -> str:
@@ -25,12 +29,5 @@ def runtime_version() -> str:
 
 
 def open_interpreter(path: str, threads: int) -> Any:
-    """An interpreter for the artifact at `path`; it raises ValueError or RuntimeError for a broken one.
-
-    It is without XNNPACK, whose threads and copies make a training step slower (docs/performance.md).
-    """
-    return Interpreter(
-        model_path=path,
-        num_threads=threads,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
+    """An interpreter for the artifact at `path`; it raises ValueError or RuntimeError for a broken one."""
+    return Interpreter(model_path=path, num_threads=threads, **_OPTIONS)

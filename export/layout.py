@@ -21,7 +21,7 @@ from device_runtime.bundle import StoredVariable
 from export.lowering.call import Gradient
 from export.lowering.products import OuterProducts, computed, in_slabs, transposed
 
-SLAB = 1 << 17
+SLAB = 1 << 18
 """Most elements of a slab: half a megabyte, so that it stays in a processor's cache."""
 
 SLAB_NAME = "pocketfed_slab"

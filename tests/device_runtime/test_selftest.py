@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tflite_runtime.interpreter import OpResolverType
 
 from device_runtime import interpreter
 from device_runtime.bundle import GOLDEN, WEIGHTS, Bundle
@@ -141,7 +140,6 @@ def test_the_runtime_is_named_with_its_version() -> None:
 def test_without_tflite_runtime_its_successor_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     successor = ModuleType("ai_edge_litert.interpreter")
     successor.Interpreter = lambda **options: options  # type: ignore[attr-defined]
-    successor.OpResolverType = OpResolverType  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", None)
     monkeypatch.setitem(sys.modules, "ai_edge_litert", ModuleType("ai_edge_litert"))
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", successor)
@@ -152,11 +150,7 @@ def test_without_tflite_runtime_its_successor_is_used(monkeypatch: pytest.Monkey
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.runtime_version() == "ai-edge-litert 2.1"
-    assert module.open_interpreter("m.tflite", 2) == {
-        "model_path": "m.tflite",
-        "num_threads": 2,
-        "experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    }
+    assert module.open_interpreter("m.tflite", 2) == {"model_path": "m.tflite", "num_threads": 2}
 
 
 def test_the_command_can_answer_in_json(digits_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
