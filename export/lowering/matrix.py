@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from math import prod
 
@@ -48,12 +49,27 @@ def _mat_mul(call: Call) -> Lowered:
         )
 
     if slabs:
-        parts = tf.split(transposed(a), [slab.shape[0] for slab in slabs], axis=0)
-        columns = [product_of_columns(slab.read_value(), part) for slab, part in zip(slabs, parts, strict=True)]
-        return one(transposed(reduce(tf.add, columns)), pullback)
+        return one(_times_slabs(a, slabs, _rows_of_an_example(call.op.inputs[0])), pullback)
     if has_transposed(b) and a.shape[0] is None:  # the weight's other form is at hand: it goes to the left
         return one(transposed(product(transposed(b), transposed(a))), pullback)
     return one(product(a, b), pullback)
+
+
+def _times_slabs(a: tf.Tensor, slabs: Sequence[tf.Variable], rows: int) -> tf.Tensor:
+    """a, with so many rows an example, times the matrix of which the slabs are rows."""
+    if rows > 1:  # the product is larger than the matrix: rather pack the one than turn the other
+        parts = tf.split(a, [slab.shape[0] for slab in slabs], axis=1)
+        return reduce(tf.add, [product(part, slab.read_value()) for part, slab in zip(parts, slabs, strict=True)])
+    parts = tf.split(transposed(a), [slab.shape[0] for slab in slabs], axis=0)
+    columns = [product_of_columns(slab.read_value(), part) for slab, part in zip(slabs, parts, strict=True)]
+    return transposed(reduce(tf.add, columns))
+
+
+def _rows_of_an_example(a: tf.Tensor) -> int:
+    """How many rows of a traced matrix come of one example: the steps of a sequence, or 1."""
+    source = a.op.inputs[0].shape if a.op.type == "Reshape" else a.shape
+    sizes = source.as_list()[1:] if source.rank else []
+    return 1 if None in sizes or not sizes else prod(sizes) // int(a.shape[1] or sizes[-1])
 
 
 @lowering("BatchMatMulV2", "BatchMatMulV3", "BatchMatMul")
