@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,14 +90,15 @@ def export_bundle(
             variable.assign(value)
     weights: Weights = tuple(variable.numpy() for variable in graph.weights)
 
-    functions = graph.functions()
-    signatures = describe(functions)
-    files = {
-        TRAIN_ARTIFACT: training_artifact(functions),
-        INFER_ARTIFACT: inference_artifact(graph.logits, spec.input, representative),
-        WEIGHTS: dump_weights(weights, tensors),
-        GOLDEN: golden_file(spec, weights, seed),
-    }
+    with _without_collector():
+        functions = graph.functions()
+        signatures = describe(functions)
+        files = {
+            TRAIN_ARTIFACT: training_artifact(functions),
+            INFER_ARTIFACT: inference_artifact(graph.logits, spec.input, representative),
+            WEIGHTS: dump_weights(weights, tensors),
+            GOLDEN: golden_file(spec, weights, seed),
+        }
     for name in (TRAIN_ARTIFACT, INFER_ARTIFACT):
         custom = read_operators(files[name], name).custom
         if custom:
@@ -120,6 +123,18 @@ def export_bundle(
         accept(bundle, kernels_of(spec, model, seed))
 
     return _install(target, files | {MANIFEST: data, MANIFEST_HASH: manifest_hash_file(data)}, key, check)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's garbage collector would go through graphs of many thousand operators over and over, and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _install(
