@@ -22,7 +22,7 @@ from export.lowering.call import Gradient
 from export.lowering.products import OuterProducts, computed, in_slabs, transposed
 
 SLAB = 1 << 18
-"""Most elements of a slab: half a megabyte, so that it stays in a processor's cache."""
+"""Most elements of a slab: a megabyte. Smaller ones, two threads tear apart (docs/performance.md)."""
 
 SLAB_NAME = "pocketfed_slab"
 """What the names of slabs begin with."""
