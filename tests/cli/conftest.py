@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ import pytest
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TensorFlow 2.14 uses what its dependencies have deprecated since
     import tensorflow  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def log_of_rounds() -> Iterator[None]:
+    """`serve` in this process turns the server's log on; other tests expect it as it was."""
+    logger = logging.getLogger("aggregation_server")
+    level, handlers = logger.level, logger.handlers
+    yield
+    logger.setLevel(level)
+    logger.handlers = handlers
 
 
 @pytest.fixture(scope="session")
