@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +77,8 @@ class Trainer:
         """
         if not isinstance(weights, WeightsFile):
             check_weights(weights, self.manifest.tensors, "set_weights")
-        for number, variable in enumerate(self.manifest.variables):
-            values = _part(weights, variable)
-            if variable.transposed:
-                values = np.ascontiguousarray(values.reshape(self._shapes[variable.tensor]).T).reshape(-1)
-            self._run["write_variable"](number=np.int32(number), values=values)
-        self._run["reset"](unused=np.float32(0))
+        for signature, inputs in write_calls(weights, self.manifest.variables):
+            self._run[signature](**inputs)
         if anchor:
             self._run["anchor"](unused=np.float32(0))
 
@@ -174,6 +170,22 @@ class Trainer:
             change = _part(delta, variable)
             change -= _part(weights, variable)
         return ClientUpdate(delta, len(examples), round_number, {"loss": loss_sum / seen})
+
+
+def write_calls(
+    weights: Weights | WeightsFile, variables: Sequence[StoredVariable]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The calls, by signature and inputs, after which an artifact has these weights and its optimiser is new."""
+    for number, variable in enumerate(variables):
+        values = _part(weights, variable)
+        if variable.transposed:
+            values = np.ascontiguousarray(values.reshape(_shape(weights, variable.tensor)).T).reshape(-1)
+        yield "write_variable", {"number": np.int32(number), "values": values}
+    yield "reset", {"unused": np.float32(0)}
+
+
+def _shape(weights: Weights | WeightsFile, tensor: int) -> tuple[int, ...]:
+    return weights.shapes[tensor] if isinstance(weights, WeightsFile) else weights[tensor].shape
 
 
 def _part(weights: Weights | WeightsFile, variable: StoredVariable) -> FloatArray:

@@ -62,6 +62,9 @@ def load_weights(data: bytes, specs: Sequence[TensorSpec], where: str = "weights
 class WeightsFile:
     """The weights of a safetensors file, which are read in parts and take no memory; a context that closes the file.
 
+    Attributes:
+        shapes: of the tensors, in the order of `specs`.
+
     Raises:
         InputError: the file can't be read.
         IntegrityError: it is no safetensors file, or holds other tensors.
@@ -69,6 +72,7 @@ class WeightsFile:
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
         self._path = path
+        self.shapes = [tuple(size for size in spec.shape if size is not None) for spec in specs]
         try:
             self._file = path.open("rb")  # kept open, so that a file that takes its place changes nothing
         except OSError as error:

@@ -9,13 +9,11 @@ is a 32-bit integer like any other.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from device_runtime.bundle import Signature, StoredVariable
+from device_runtime.bundle import Signature
 from device_runtime.tensors import TensorSpec
 
 VARIABLES = "variables"
@@ -27,16 +25,6 @@ SIGNATURES = {
     "read_variable": Signature((_NUMBER,), (_VALUES,)),
 }
 """What takes the place of `VARIABLES`."""
-
-
-def write_calls(weights: Sequence[Any], variables: Sequence[StoredVariable]) -> list[tuple[str, dict[str, Any]]]:
-    """The calls, by signature and inputs, after which an artifact has these weights and its optimiser is new."""
-    calls: list[tuple[str, dict[str, Any]]] = []
-    for number, one in enumerate(variables):
-        flat = (weights[one.tensor].T if one.transposed else weights[one.tensor]).reshape(-1)
-        values = flat[one.start : one.start + one.size]
-        calls.append(("write_variable", {"number": np.int32(number), "values": values}))
-    return [*calls, ("reset", {"unused": np.float32(0)})]
 
 
 def number_variables(model: Any) -> None:

@@ -24,8 +24,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from device_runtime.errors import InputError
 from device_runtime.interpreter import open_interpreter
-from device_runtime.trainer import Trainer
-from export.addressing import write_calls
+from device_runtime.trainer import Trainer, write_calls
 from export.flatbuffer import pack, subgraph_index, unpack
 from export.operator_layers import layers_of
 from export.operators import BUILTIN_NAMES

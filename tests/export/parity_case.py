@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from device_runtime.selftest import loss_difference, relative_difference
-from export.addressing import write_calls
+from device_runtime.trainer import write_calls
 from export.convert import training_artifact
 from export.parity import TOLERANCE, UPDATE_TOLERANCE
 from export.reference import KerasTrainer
@@ -102,7 +102,7 @@ class Case:
 
     def set_calls(self, weights: Sequence[Array]) -> list[SignatureCall]:
         """What sets all weights."""
-        return [*write_calls(weights, self.stored)]
+        return [*write_calls(tuple(weights), self.stored)]
 
     def get_calls(self) -> list[SignatureCall]:
         """What reads all weights, part by part."""
