@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device_runtime.cli import TRUSTED_KEYS
+from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.errors import NetworkError
 from device_runtime.messages import STATUS, weights_path
 from device_runtime.tensors import TensorSpec, Weights

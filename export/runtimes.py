@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.cli import TRUSTED_KEYS
+from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.errors import CheckFailedError, InputError
 
 RUNTIMES = "POCKETFED_RUNTIMES"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle, FileEntry, Manifest, manifest_hash_file, open_bundle
-from device_runtime.cli import TRUSTED_KEYS
+from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.examples import Examples
 from device_runtime.tensors import sha256
 

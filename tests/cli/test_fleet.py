@@ -19,7 +19,7 @@ import pytest
 from cli import fleet
 from cli.fleet import FleetResult, run_fleet
 from device_runtime.bundle import Bundle
-from device_runtime.cli import TRUSTED_KEYS
+from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.errors import NetworkError
 from device_runtime.examples import Examples
 

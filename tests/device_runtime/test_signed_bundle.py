@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, Bundle, Manifest, open_bundle
 from device_runtime.bundle_cache import BundleCache
-from device_runtime.cli import TRUSTED_KEYS, main
+from device_runtime.cli import main
+from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.errors import IntegrityError, NetworkError
 from device_runtime.keys import key_id, public_path, write_key_pair
 from device_runtime.messages import bundle_path

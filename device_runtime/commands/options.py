@@ -1,0 +1,95 @@
+"""Options that several commands of the device have, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from device_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from device_runtime.signature import TrustedKeys
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+TRUSTED_KEYS = "POCKETFED_TRUSTED_KEYS"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity or authenticity"
+)
+_MOST_THREADS = 1024
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The positional argument ``bundle``."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle, or the folder that holds exactly one")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
+    parser.add_argument(
+        "--threads", type=_threads_count, default=1, metavar="N", help="of the interpreter (%(default)s)"
+    )
+
+
+def add_trusted_keys(parser: argparse.ArgumentParser) -> None:
+    """``--trusted-key``, for `trusted`."""
+    parser.add_argument(
+        "--trusted-key",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="take only bundles signed with this key or another one that is named so; without any, the keys of the"
+        f" environment variable {TRUSTED_KEYS}, as FILE{os.pathsep}FILE",
+    )
+
+
+def trusted(options: argparse.Namespace) -> TrustedKeys | None:
+    """The keys of the options or else of the environment variable; None where neither names any."""
+    files: list[Path] | None = options.trusted_key
+    if files is None:
+        variable = os.environ.get(TRUSTED_KEYS)
+        if variable is None:
+            return None
+        names = variable.split(os.pathsep)
+        if "" in names:  # a variable that lost its value must not open the device to everybody
+            raise InputError(
+                f"{TRUSTED_KEYS}: expected FILE or FILE{os.pathsep}FILE, not {variable!r}; unset it to trust any bundle"
+            )
+        files = [Path(name) for name in names]
+
+    from device_runtime.keys import read_public_key
+    from device_runtime.signature import TrustedKeys
+
+    return TrustedKeys(map(read_public_key, files))
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def _threads_count(text: str) -> int:
+    count = positive(text)
+    if count > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_MOST_THREADS}")
+    return count
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def batch_size(text: str) -> int | None:
+    """A batch size of `ClientWork`; None stands for all examples."""
+    return None if text == "all" else positive(text)

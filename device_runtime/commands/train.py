@@ -1,0 +1,80 @@
+"""``pocketfed-device train``: train offline and write an encoded update."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from device_runtime.commands.options import (
+    EXIT_CODES,
+    add_bundle,
+    add_threads,
+    add_trusted_keys,
+    batch_size,
+    positive,
+    trusted,
+)
+from device_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from device_runtime.commands.options import Subparsers
+
+
+def add(commands: Subparsers) -> None:
+    """Add the command's parser."""
+    train = commands.add_parser(
+        "train",
+        help="train offline and write an encoded update",
+        description="Train a bundle on local examples without any network, and write the encoded update.",
+        epilog=EXIT_CODES,
+    )
+    train.set_defaults(command=_train)
+    add_bundle(train)
+    train.add_argument("--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y")
+    train.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the encoded update goes")
+    train.add_argument("--weights", type=Path, metavar="FILE", help="start from these weights (the bundle's own)")
+    train.add_argument("--epochs", type=int, default=1, metavar="E", help="passes over the examples (%(default)s)")
+    train.add_argument(
+        "--batch-size", type=batch_size, default=10, metavar="B", help="examples a step, or 'all' (%(default)s)"
+    )
+    train.add_argument("--lr", type=float, default=0.1, metavar="RATE", help="learning rate (%(default)s)")
+    train.add_argument("--proximal", type=float, default=0.0, metavar="MU", help="FedProx's term (%(default)s)")
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="of order and rounding (%(default)s)")
+    train.add_argument("--round", type=positive, default=1, metavar="N", help="round it is for (%(default)s)")
+    train.add_argument("--codec", default="f32", metavar="NAME", help="f32 or q8 (%(default)s)")
+    add_threads(train)
+    add_trusted_keys(train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from device_runtime.bundle import WEIGHTS, open_bundle
+    from device_runtime.codec import encode, require_codec
+    from device_runtime.examples import load_examples
+    from device_runtime.trainer import Trainer
+    from device_runtime.weights import WeightsFile
+    from device_runtime.work import ClientWork
+
+    require_codec(options.codec)
+    work = ClientWork(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.lr,
+        proximal=options.proximal,
+        seed=options.seed,
+        codec=options.codec,
+    )
+    bundle = open_bundle(options.bundle, trusted(options))
+    manifest = bundle.manifest
+    trainer = Trainer(bundle, options.threads)
+    examples = load_examples(options.data, manifest)
+    with WeightsFile(options.weights or bundle.file(WEIGHTS), manifest.tensors) as weights:
+        update = trainer.train(weights, examples, work, options.round)
+    del trainer  # the interpreter's memory is not needed beside the update's
+    encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
+    try:
+        options.out.write_bytes(encoded)
+    except OSError as error:
+        raise InputError(f"{options.out}: can't write the update: {error.strerror}") from None
+    print(f"{options.out}: {len(encoded)} bytes, {len(examples)} examples, loss {update.metrics['loss']:.4f}")
+    return 0
