@@ -42,7 +42,7 @@ def add(commands: Subparsers) -> None:
     train.add_argument("--proximal", type=float, default=0.0, metavar="MU", help="FedProx's term (%(default)s)")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="of order and rounding (%(default)s)")
     train.add_argument("--round", type=positive, default=1, metavar="N", help="round it is for (%(default)s)")
-    train.add_argument("--codec", default="f32", metavar="NAME", help="f32 or q8 (%(default)s)")
+    train.add_argument("--codec", default="f32", metavar="NAME", help="f32, f16, q8, q4, q2 or q1 (%(default)s)")
     add_threads(train)
     add_trusted_keys(train)
 
