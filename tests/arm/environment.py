@@ -83,9 +83,11 @@ class Environment:
         variables = {
             "PYTHONPATH": ":".join(map(str, [*path, self.folder / "site", root / "usr/lib/python3/dist-packages"])),
             "LD_LIBRARY_PATH": f"{libraries / 'blas'}:{libraries / 'lapack'}",
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
         settings = [word for name, value in variables.items() for word in ("-E", f"{name}={value}")]
+        # What the user's own Python is told is not for this one: it keeps what it compiles, which takes long here.
+        for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "LD_PRELOAD"):
+            settings += ["-U", name]
         python = root / "usr/bin/python3.11"
         return [self.machine.emulator, "-L", str(root), *settings, str(python), *map(str, arguments)]
 
@@ -220,10 +222,14 @@ def _run(command: Sequence[str], folder: Path, hint: str = "") -> None:
 def main() -> int:
     """Build what is missing, both at a time."""
     machines = list(MACHINES.values())
+
+    def tell(line: str) -> None:
+        sys.stderr.write(f"{line}\n")  # in one piece, as both write at once
+
     try:
         require_tools(machines)
         with ThreadPoolExecutor(len(machines)) as threads:
-            list(threads.map(lambda machine: environment(machine, lambda line: print(line, flush=True)), machines))
+            list(threads.map(lambda machine: environment(machine, tell), machines))
     except BuildError as error:
         print(f"test-arm: {error}", file=sys.stderr)
         return 2
