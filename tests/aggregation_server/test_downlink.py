@@ -130,9 +130,7 @@ def test_changed_bytes_never_become_weights() -> None:
 
 
 def test_an_unknown_form_is_named_with_the_known_ones() -> None:
-    with pytest.raises(
-        InputError, match=r"^unknown form 'zip' of the weights for devices; known: f32, f16, q8, q4"
-    ):
+    with pytest.raises(InputError, match=r"^unknown form 'zip' of the weights for devices; known: f32, f16, q8, q4"):
         Downlink(SPECS, MODEL, "zip", 0)
 
 
