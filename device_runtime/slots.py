@@ -10,10 +10,13 @@ All methods are for within a transaction.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from device_runtime.store_file import NEW_SLOTS
+
+if TYPE_CHECKING:
+    import sqlite3
 
 PAGE = 4096  # bytes
 _SHARED_MEMORY = 32_768  # bytes of the file beside the store by which its connections agree

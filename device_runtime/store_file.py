@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from device_runtime.errors import InputError, IntegrityError, PocketfedError
@@ -71,6 +71,8 @@ class StoreFile:
             yield
         except sqlite3.Error as error:
             raise self._explain(str(error)) from None
+        except UnicodeDecodeError:  # of a message with a piece of the damaged file
+            raise self._explain("malformed") from None
 
     @contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
@@ -80,9 +82,12 @@ class StoreFile:
             try:
                 yield self.connection
                 self.connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if self.connection.in_transaction:  # a full disk has rolled it back already
                     self.connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):  # give back what the journal has taken of the disk
+                    with suppress(sqlite3.Error):
+                        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 raise
 
     def empty_journal(self) -> None:
@@ -95,7 +100,7 @@ class StoreFile:
             (busy, *_counts) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise InputError(
-                f"{self.path}: done, but another process has been reading for {self._seconds:.0f} seconds, so that"
+                f"{self.path}: done, but another process has been reading for {self._seconds:g} seconds, so that"
                 " deleted bytes are still in the journal beside it; 'pocketfed-device data expire' clears them later"
             )
 
@@ -140,14 +145,16 @@ class StoreFile:
     def _explain(self, message: str) -> PocketfedError:
         if "locked" in message or "busy" in message:
             return InputError(
-                f"{self.path}: another process has kept it locked for {self._seconds:.0f} seconds; try again"
+                f"{self.path}: another process has kept it locked for {self._seconds:g} seconds; try again"
             )
         if "full" in message:
             return InputError(f"{self.path}: no space is left on the device; the store is as it was: free some space")
         if "readonly" in message or "unable to open" in message:
             return InputError(f"{self.path}: this user can't write the file or its folder, which a store needs")
         if "malformed" in message or "not a database" in message:
-            return self.damaged(message)
+            return self.damaged("SQLite can't read it")  # its message may hold a piece of the file
+        if "disk I/O" in message:
+            return InputError(f"{self.path}: the disk can't be written or read ({message}); the store is as it was")
         return InputError(f"{self.path}: the store can't be used: {message}")
 
     def damaged(self, how: str) -> IntegrityError:
