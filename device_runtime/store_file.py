@@ -151,7 +151,9 @@ class StoreFile:
             return InputError(f"{self.path}: no space is left on the device; the store is as it was: free some space")
         if "readonly" in message or "unable to open" in message:
             return InputError(f"{self.path}: this user can't write the file or its folder, which a store needs")
-        if "malformed" in message or "not a database" in message:
+        if "not a database" in message:
+            return IntegrityError(f"{self.path}: no store, or one whose beginning is damaged; name one, or add it anew")
+        if "malformed" in message:
             return self.damaged("SQLite can't read it")  # its message may hold a piece of the file
         if "disk I/O" in message:
             return InputError(f"{self.path}: the disk can't be written or read ({message}); the store is as it was")

@@ -124,7 +124,7 @@ def test_a_truncated_store(path: Path, filled: Examples, digits_bundle: Bundle) 
     assert message == f"{path}: the store is damaged (SQLite can't read it); {DAMAGED}"
     path.write_bytes(b"no database".ljust(8192))
     message = refusal(IntegrityError, LocalStore, path)
-    assert message == f"{path}: the store is damaged (SQLite can't read it); {DAMAGED}"
+    assert message == f"{path}: no store, or one whose beginning is damaged; name one, or add it anew"
 
 
 @pytest.fixture(scope="module")
