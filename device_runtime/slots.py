@@ -83,8 +83,8 @@ class Slots:
         dropped = 0
         if max_examples is not None and self.count() > max_examples:
             dropped += self._remove_oldest(self.count() - max_examples)
-        free, slots = self._number("SELECT count(*) FROM free"), self._number("SELECT count(*) FROM slots")
-        if free * self._size > _SPARE and 2 * free > slots:
+        free = self._number("SELECT count(*) FROM free")
+        if free * self._size > _SPARE and free > self.count():
             self._rewrite()
         while max_bytes is not None and (excess := self._bytes() - max_bytes) > 0:
             if self._number("SELECT count(*) FROM free"):
