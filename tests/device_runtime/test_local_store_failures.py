@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -204,7 +203,6 @@ def add_in_another_process(path: Path, limit: int = 0, user: int = 0) -> tuple[i
 
 
 def test_a_file_that_can_t_grow(path: Path, filled: Examples, digits_bundle: Bundle) -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     code, message = add_in_another_process(path, limit=200_000)
     assert (code, message) == (2, f"{path}: the disk can't be written or read (disk I/O error); the store is as it was")
     assert load_examples(path, digits_bundle.manifest).identity == filled.identity
@@ -242,7 +240,7 @@ def test_a_full_disk(small_disk: Path, digits_bundle: Bundle, digits_examples: A
     assert len(load_examples(path, digits_bundle.manifest)) == 40
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for another user")
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can act for another user")
 def test_a_file_that_this_user_may_not_write(path: Path, filled: Examples, digits_bundle: Bundle) -> None:
     for folder in path.parents:
         if folder.stat().st_mode & 0o001 == 0:
