@@ -125,3 +125,16 @@ def test_two_processes_make_one_store(tmp_path: Path, digits_bundle: Bundle, dig
         process.communicate(b"\n", timeout=60)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(load_examples(store, digits_bundle.manifest)) == 9
+
+
+def test_a_process_that_loads_its_own_store_keeps_its_locks(path: Path, digits_bundle: Bundle) -> None:
+    """Without them another process would take itself for the last one, and remove the journal that is in use."""
+    with LocalStore(path) as store:
+        store.add(np.full((BATCH, 8, 8, 1), 6, np.float32), np.full(BATCH, 6, np.int32))
+        assert len(load_examples(path, digits_bundle.manifest)) == 2 * BATCH
+        code = "import sys; from device_runtime.cli import main; sys.exit(main(['data', 'info', sys.argv[1]]))"
+        subprocess.run([sys.executable, "-c", code, str(path)], stdin=subprocess.DEVNULL, check=True)
+        assert Path(f"{path}-wal").stat().st_size > 0
+        store.add(np.full((BATCH, 8, 8, 1), 7, np.float32), np.full(BATCH, 7, np.int32))
+    require_whole_batches(load_examples(path, digits_bundle.manifest))
+    assert not Path(f"{path}-wal").exists()
