@@ -103,6 +103,7 @@ class LocalStore:
         except BaseException:
             self.close()
             raise
+        self._left = False  # whether the last `add` could not empty the journal
         self._sizes = _row_bytes(self.types.x), _row_bytes(self.types.y)
         self._slots = Slots(self._file.connection, sum(self._sizes) + _CHECKSUM)
 
@@ -124,7 +125,8 @@ class LocalStore:
     def add(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Added:
         """Add examples x [n, …], y [n, …]: all of them or none, on the disk when the call returns.
 
-        Expired examples, and the oldest where the store is full, are dropped.
+        Expired examples, and the oldest where the store is full, are dropped. Where another process is reading them for
+        longer than the time limit, their bytes stay in the journal until a later call, or the last connection's end.
 
         Raises:
             InputError: an array is not as the store's types say, or the store can't be written.
@@ -136,7 +138,11 @@ class LocalStore:
             last, more = self._slots.add(self._contents(examples), self._clock(), limits.max_bytes, limits.max_examples)
             dropped += more
             kept = min(len(examples), self._slots.count())
-        self._tidy(dropped)
+        try:
+            self._tidy(dropped or self._left)
+            self._left = False
+        except InputError:  # the examples are added: who is told of a failure would add them again
+            self._left = True
         return Added(range(last + 1 - kept, last + 1), dropped)
 
     def delete(self, ids: Iterable[int]) -> int:

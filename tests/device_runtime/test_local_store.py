@@ -315,6 +315,21 @@ def test_a_reader_that_stays_is_told_of(store: LocalStore) -> None:
     store.empty_journal()
 
 
+def test_an_add_is_no_failure_where_a_reader_stays(store: LocalStore) -> None:
+    store.set_limits(Limits(max_examples=1))
+    store.add(**pixels(0.123456))
+    reader = sqlite3.connect(store.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM examples").fetchone()
+    mark = int(np.float32(0.123456).view(np.int32))
+    added = store.add(**pixels(2))
+    assert (added.ids, added.dropped, mark in words(store.path)) == (range(2, 3), 1, True)
+    reader.close()
+    store.set_limits(Limits())
+    store.add(**pixels(3))
+    assert mark not in words(store.path)
+
+
 def test_numpy_s_numbers_are_ids_too(store: LocalStore) -> None:
     store.add(**pixels(1, 2, 3))
     assert store.delete(np.array([1, 3])) == 2
