@@ -31,7 +31,9 @@ def add(commands: Subparsers) -> None:
     )
     train.set_defaults(command=_train)
     add_bundle(train)
-    train.add_argument("--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y")
+    train.add_argument(
+        "--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y, or a local store"
+    )
     train.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the encoded update goes")
     train.add_argument("--weights", type=Path, metavar="FILE", help="start from these weights (the bundle's own)")
     train.add_argument("--epochs", type=int, default=1, metavar="E", help="passes over the examples (%(default)s)")
