@@ -227,6 +227,12 @@ class Bundle:
     def file(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def files(self) -> list[str]:
+        """Names of all its files, in order: the manifest's own, its signature where there is one, and what it names."""
+        signature = [MANIFEST_SIGNATURE] if self.file(MANIFEST_SIGNATURE).is_file() else []
+        return sorted({*self.manifest.files, MANIFEST, MANIFEST_HASH, *signature})
+
     def initial_weights(self) -> Weights:
         """The weights that the bundle was exported with, float32, in the manifest's order."""
         return load_weights(self.file(WEIGHTS).read_bytes(), self.manifest.tensors, str(self.file(WEIGHTS)))
@@ -300,6 +306,8 @@ def manifest_hash_file(manifest: bytes) -> bytes:
 
 def _find(path: Path) -> Path:
     try:
+        if path.is_symlink():  # followed once: an installation's link may lead elsewhere a moment later
+            path = Path(os.path.realpath(path))
         if (path / MANIFEST).is_file():
             return path
         if not path.is_dir():

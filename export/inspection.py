@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from device_runtime.bundle import MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, TRAIN_ARTIFACT, Bundle
+from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from export.operators import Operators, read_operators
 
 
@@ -38,7 +38,5 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
     """Read the operators of a verified bundle's training artifact, and the sizes of its files."""
     path = bundle.file(TRAIN_ARTIFACT)
     operators = read_operators(path.read_bytes(), str(path))
-    signature = [MANIFEST_SIGNATURE] if bundle.file(MANIFEST_SIGNATURE).is_file() else []
-    names = sorted([*bundle.manifest.files, MANIFEST, MANIFEST_HASH, *signature])
-    sizes = {name: bundle.file(name).stat().st_size for name in names}
+    sizes = {name: bundle.file(name).stat().st_size for name in bundle.files}
     return Inspection(bundle, operators, sizes)

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from device_runtime.bundle import MANIFEST, MANIFEST_HASH, Bundle, FileEntry, Manifest, manifest_hash_file, open_bundle
+from device_runtime.bundle import (
+    MANIFEST,
+    MANIFEST_HASH,
+    SUFFIX,
+    Bundle,
+    FileEntry,
+    Manifest,
+    manifest_hash_file,
+    open_bundle,
+)
 from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.examples import Examples
 from device_runtime.tensors import sha256
@@ -43,6 +52,26 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def digits_copy(digits_bundle: Bundle, tmp_path: Path) -> Path:
     """The path of a copy of `digits_bundle`, to be damaged."""
     return Path(shutil.copytree(digits_bundle.path, tmp_path / "copies" / digits_bundle.path.name))
+
+
+@pytest.fixture(scope="session")
+def release(
+    digits_bundle: Bundle, rehash: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Bundle]:
+    """`release(version)`: another version of `digits_bundle`, and with further changes of its manifest another bundle."""
+
+    def make(version: int, **changes: Any) -> Bundle:
+        name = changes.get("name", digits_bundle.manifest.name)
+        path = tmp_path_factory.mktemp("release") / f"{name}-{version}{SUFFIX}"
+        return rehash(Path(shutil.copytree(digits_bundle.path, path)), version=version, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_2(release: Callable[..., Bundle]) -> Bundle:
+    """Version 2 of `digits_bundle`; not to be changed."""
+    return release(2)
 
 
 @pytest.fixture(scope="session")

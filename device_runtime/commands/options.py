@@ -45,6 +45,27 @@ def add_trusted_keys(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """``--root``, for `root`."""
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="the installation folder (~/.local/share/pocketfed-device)"
+    )
+
+
+def root(options: argparse.Namespace) -> Path:
+    """The folder that ``--root`` names, or else this user's.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if options.root is not None:
+        return Path(options.root)
+    try:
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "pocketfed-device"
+    except RuntimeError:
+        raise InputError("this user has no home folder; name a folder for what is installed with --root") from None
+
+
 def trusted(options: argparse.Namespace) -> TrustedKeys | None:
     """The keys of the options or else of the environment variable; None where neither names any."""
     files: list[Path] | None = options.trusted_key
