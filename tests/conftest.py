@@ -58,7 +58,7 @@ def digits_copy(digits_bundle: Bundle, tmp_path: Path) -> Path:
 def release(
     digits_bundle: Bundle, rehash: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Bundle]:
-    """`release(version)`: another version of `digits_bundle`, and with further changes of its manifest another bundle."""
+    """`release(version)`: another version of `digits_bundle`; with further changes of its manifest another bundle."""
 
     def make(version: int, **changes: Any) -> Bundle:
         name = changes.get("name", digits_bundle.manifest.name)

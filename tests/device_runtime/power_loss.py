@@ -1,8 +1,9 @@
 """Lose power at every step of an install: a program, run by `test_power_loss.py`, that says what is left each time.
 
-Usage: ``python power_loss.py ROOT NEW FOLDER MODE``, where ROOT is an installation that stays as it is, NEW a bundle, and
-MODE what the disk does. ``keep``: all that was written is there, as after ``kill -9``. ``lose``: what was not synced is
-gone, as after a loss of power on a slow disk: contents of files, names in folders, and renames.
+Usage: ``python power_loss.py ROOT NEW FOLDER MODE``, where ROOT is an installation that stays as it is, NEW a
+bundle, and MODE what the disk does. ``keep``: all that was written is there, as after ``kill -9``. ``lose``: what was
+not synced is gone, as after a loss of power on a slow disk: contents of files, names in folders, and renames.
+``reorder``: the same, but that renames reached the disk before what was done earlier in their folder.
 
 It prints a line of JSON for each step, of which the last is the install that was let through.
 """
@@ -23,16 +24,16 @@ from device_runtime.bundle import open_bundle
 from device_runtime.installation import Installation
 
 CRASHED = 77
-CHANGES = ("mkdir", "symlink", "replace", "rename")
+CHANGES = ("mkdir", "symlink", "replace")
 
 
 class Disk:
     """The file operations of `os`, of which the one with the number `last` is the last that begins."""
 
-    def __init__(self, root: Path, last: int, lossy: bool) -> None:
+    def __init__(self, root: Path, last: int, mode: str) -> None:
         self.root = os.path.realpath(root)
         self.left = last
-        self.lossy = lossy
+        self.mode = mode
         self.names: list[tuple[str, Callable[[], object]]] = []  # folder that is not synced, how to undo the change
         self.contents: set[str] = set()  # files that are not synced
 
@@ -49,7 +50,7 @@ class Disk:
             result = real(*arguments, **options)
             if name == "fsync":
                 self._synced(os.readlink(f"/proc/self/fd/{arguments[0]}"))
-            elif name in CHANGES:
+            elif name in CHANGES and not (name == "replace" and self.mode == "reorder"):
                 self._changed(target, lambda: back(target, before))
             return result
 
@@ -75,7 +76,7 @@ class Disk:
         if self.left >= 0:
             return
         self.left = 1 << 30  # what follows is the loss itself
-        if self.lossy:
+        if self.mode != "keep":
             for path in self.contents:
                 if os.path.exists(path):
                     os.truncate(path, 0)
@@ -97,12 +98,12 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
-def attempt(root: Path, new: Path, last: int, lossy: bool) -> int:
+def attempt(root: Path, new: Path, last: int, mode: str) -> int:
     """Install in a process of its own; its exit code."""
     child = os.fork()
     if child == 0:
         try:
-            Disk(root, last, lossy).install()
+            Disk(root, last, mode).install()
             Installation(root).install(new)
             os._exit(0)
         except BaseException as error:
@@ -115,7 +116,7 @@ def main(before: Path, new: Path, folder: Path, mode: str) -> None:
     for last in itertools.count():
         root = folder / str(last)
         shutil.copytree(before, root, symlinks=True)
-        code = attempt(root, new, last, mode == "lose")
+        code = attempt(root, new, last, mode)
         installation = Installation(root)
         installed = os.path.lexists(root / "state")
         report = {

@@ -30,8 +30,7 @@ def reports(before: Path, new: Path, folder: Path, mode: str) -> list[dict[str, 
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("mode", ["keep", "lose"])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("first", "mode"), [(True, "lose"), (True, "reorder"), (False, "keep"), (False, "lose")])
 def test_at_every_step(first: bool, mode: str, digits_bundle: Bundle, digits_2: Bundle, tmp_path: Path) -> None:
     before = tmp_path / "before"
     before.mkdir()
