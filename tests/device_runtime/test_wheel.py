@@ -65,7 +65,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     modules = {name for name in names if ".dist-info/" not in name}
-    assert modules == {f"device_runtime/{path.relative_to(SOURCE).as_posix()}" for path in SOURCE.rglob("*.py")}
+    held = [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.service")]
+    assert modules == {f"device_runtime/{path.relative_to(SOURCE).as_posix()}" for path in held}
     assert wheel.stat().st_size < LARGEST
 
 

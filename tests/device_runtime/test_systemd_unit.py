@@ -1,0 +1,197 @@
+"""The systemd unit: sound in systemd's own eyes, hardened, and yet able to do what the service does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from device_runtime import cli
+from device_runtime.bundle import Bundle
+from device_runtime.cli import main
+
+ANALYZE = shutil.which("systemd-analyze")
+PROGRAM = Path(sys.executable).with_name("pocketfed-device")
+SANDBOX = Path(__file__).with_name("sandbox.py")
+needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is missing: install Debian's systemd")
+
+# What systemd counts against the unit, each with the reason why it is so. Exposure goes from 0 to 10.
+LARGEST_EXPOSURE = 1.5
+EXPOSED = {
+    "PrivateNetwork": "it talks to a server",
+    "RestrictAddressFamilies_AF_INET_INET6": "it talks to a server",
+    "IPAddressDeny": "the server's address is not known here",
+    "RestrictAddressFamilies_AF_UNIX": "the system bus, to ask whether the network is metered",
+    "ProcSubset": "/proc/loadavg, to ask whether the device is idle",
+    "SystemCallFilter_resources": "limits of memory that the program sets itself",
+    "RootDirectoryOrRootImage": "Python and the wheel are the system's",
+    "DeviceAllow": "the clock, which ProtectClock lets be read",
+}
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit as the installed program prints it."""
+    printed = subprocess.run([PROGRAM, "systemd-unit"], check=True, capture_output=True, text=True, timeout=60)
+    assert printed.stderr == ""
+    path = tmp_path / "pocketfed-device.service"
+    path.write_text(printed.stdout)
+    return path
+
+
+def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
+    assert ANALYZE is not None
+    return subprocess.run([ANALYZE, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+
+
+def values(unit: Path, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit.read_text(), re.MULTILINE)
+
+
+def test_every_command_and_option_in_the_unit_exists(unit: Path) -> None:
+    (start,) = values(unit, "ExecStart")
+    program, *arguments = shlex.split(start)
+    assert program == str(PROGRAM)
+    examples = dict(re.findall(r"^#   (POCKETFED_\w+)=(.*?)(?:  .*| further .*)?$", unit.read_text(), re.MULTILINE))
+    assert arguments.pop() == "$POCKETFED_OPTIONS"
+    words = {**examples, "CACHE_DIRECTORY": "/var/cache/pocketfed-device"}
+    expanded = [re.sub(r"\$\{(\w+)\}", lambda match: words[match[1]], word) for word in arguments]
+    options = cli._parser().parse_args([*expanded, *examples["POCKETFED_OPTIONS"].split()])
+    assert options.server == "https://fleet.example:8443"
+    assert options.population == "digits_mlp"
+    assert options.client == "board-7"
+    assert options.data == Path("/var/lib/pocketfed-device/examples.npz")
+    assert options.cache == Path("/var/cache/pocketfed-device")
+    assert options.threads == 2
+    assert set(examples) - {word.strip("${}") for word in arguments} == {"POCKETFED_OPTIONS", "POCKETFED_TRUSTED_KEYS"}
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong(unit: Path) -> None:
+    version = int(re.findall(r"systemd (\d+)", analyze("--version").stdout)[0])
+    verified = analyze("verify", unit)
+    ignored = {"RestartSteps", "RestartMaxDelaySec"} if version < 254 else set()
+    told = {
+        re.sub(r"^.*Unknown key (?:name )?'(\w+)' in section.*$", r"\1", line) for line in verified.stderr.splitlines()
+    }
+    assert (verified.returncode, verified.stdout) == (0, "")
+    assert told == ignored
+
+
+@needs_systemd
+def test_a_wrong_unit_would_be_found(unit: Path) -> None:
+    unit.write_text(unit.read_text().replace("Type=exec", "Type=wrong").replace("Nice=19", "Nise=19"))
+    told = analyze("verify", unit).stderr
+    assert "wrong" in told and "Nise" in told
+
+
+@needs_systemd
+def test_its_exposure_is_small_and_each_part_of_it_meant(unit: Path) -> None:
+    table = json.loads(analyze("security", "--offline=true", "--json=short", unit).stdout)
+    exposed = {row["json_field"] for row in table if row["exposure"] not in (None, "0.0")}
+    assert exposed <= set(EXPOSED)
+    summary = analyze("security", "--offline=true", "--no-pager", unit).stdout
+    (level,) = re.findall(r"Overall exposure level for \S+ ([0-9.]+) ", summary)
+    assert float(level) <= LARGEST_EXPOSURE
+
+
+def allowed_calls(unit: Path) -> set[str]:
+    """Names of the system calls that the unit's filter lets through, as this systemd counts them."""
+    sets: dict[str, list[str]] = {}
+    for line in analyze("syscall-filter").stdout.splitlines():
+        if line.startswith("@"):
+            members = sets.setdefault(line.strip(), [])
+        elif line.startswith("    ") and not line.strip().startswith("#"):
+            members.append(line.strip())
+
+    def expand(name: str) -> set[str]:
+        return set().union(*map(expand, sets[name])) if name.startswith("@") else {name}
+
+    calls: set[str] = set()
+    for value in values(unit, "SystemCallFilter"):
+        named = set().union(*(expand(name) for name in value.lstrip("~").split()))
+        calls = calls - named if value.startswith("~") else calls | named
+    return calls | expand("@default")
+
+
+@pytest.fixture
+def confined(unit: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program under the unit's filters of system calls, address families and executable memory."""
+    if ANALYZE is None:
+        pytest.skip("systemd-analyze is missing: install Debian's systemd")
+    assert values(unit, "MemoryDenyWriteExecute") == ["yes"]
+    families = [str(int(getattr(socket, name))) for name in values(unit, "RestrictAddressFamilies")[0].split()]
+    prefix = [sys.executable, SANDBOX, ",".join(sorted(allowed_calls(unit))), ",".join(families)]
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(argument) for argument in (*prefix, *arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False
+        )
+
+    return run
+
+
+Confined = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "refused"),
+    [
+        ("import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)", True),
+        ("import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)", False),
+        ("import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)", True),
+        ("import socket; socket.socket(socket.AF_INET, socket.SOCK_STREAM)", False),
+        ("import os; os.chown('.', 0, 0)", True),
+        ("import os; os.setuid(0)", True),
+        ("import subprocess; subprocess.run(['true'], check=True)", False),
+        ("import sqlite3; sqlite3.connect(':memory:').execute('create table t (x)')", False),
+    ],
+)
+def test_the_filter_filters(attempt: str, refused: bool, confined: Confined) -> None:
+    done = confined(sys.executable, "-c", attempt)
+    assert done.returncode == (1 if refused else 0), done.stderr
+    if refused:
+        assert done.stderr.splitlines()[-1].startswith("PermissionError: [Errno 1]")
+
+
+def test_the_device_can_work_under_the_unit_s_filters(
+    confined: Confined, digits_bundle: Bundle, examples_file: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    tested = confined(PROGRAM, "selftest", digits_bundle.path, "--threads", 2)
+    assert (tested.returncode, tested.stderr) == (0, "")
+    data, update = examples_file(20, 0), tmp_path / "update"
+    trained = confined(PROGRAM, "train", digits_bundle.path, "--data", data, "--out", update, "--codec", "q8")
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert (
+        main(["train", str(digits_bundle.path), "--data", str(data), "--out", str(tmp_path / "free"), "--codec", "q8"])
+        == 0
+    )
+    assert update.read_bytes() == (tmp_path / "free").read_bytes()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        asked = confined(
+            PROGRAM, "run", "--server", url, "--population", "p", "--data", data, "--cache", tmp_path / "cache",
+            "--attempts", 1,
+        )  # fmt: skip
+    assert asked.returncode == 3
+    assert "Connection refused" in asked.stderr
+
+
+def test_a_program_of_another_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["systemd-unit", "--program", "/opt/pocketfed/bin/pocketfed-device"]) == 0
+    assert "\nExecStart=/opt/pocketfed/bin/pocketfed-device run --server " in capsys.readouterr().out
+    assert main(["systemd-unit", "--program", "/opt/my $programs/%h"]) == 2
+    assert capsys.readouterr().err == (
+        "pocketfed-device: /opt/my $programs/%h: expected a path of letters, digits and '/._+@-', which a unit file"
+        " takes as they are; name another one with --program\n"
+    )
