@@ -14,6 +14,7 @@ from cli.bench import bench
 from cli.bundles import inspect, parity
 from cli.demo import demo
 from cli.export import export
+from cli.flash import flash
 from cli.serve import serve
 from cli.signing import keygen, sign, verify
 from cli.simulate import simulate
@@ -37,7 +38,7 @@ def app() -> None:
     """
 
 
-for command in (demo, simulate, export, parity, inspect, keygen, sign, verify, serve, bench):
+for command in (demo, simulate, export, parity, inspect, keygen, sign, verify, flash, serve, bench):
     app.add_command(command)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from device_runtime.bundle import (
+    GOLDEN,
     MANIFEST,
     MANIFEST_HASH,
     SUFFIX,
@@ -72,6 +74,31 @@ def release(
 def digits_2(release: Callable[..., Bundle]) -> Bundle:
     """Version 2 of `digits_bundle`; not to be changed."""
     return release(2)
+
+
+@pytest.fixture(scope="session")
+def wrong_3(release: Callable[..., Bundle], rehash: Callable[..., Bundle]) -> Bundle:
+    """Version 3, sound in every byte, of which a device computes something else than its golden values."""
+    bundle = release(3)
+    golden = bundle.golden()
+    np.savez(bundle.file(GOLDEN), allow_pickle=False, **(golden | {"logits": golden["logits"] + np.float32(1)}))
+    return rehash(bundle.path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for one bundle of the digits and not for two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a small disk can't be mounted here: that takes root's rights")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "serve", "bench"]
+    "command",
+    ["demo", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "flash", "serve", "bench"],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command in app.commands

@@ -7,13 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime import installation as module
-from device_runtime.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle, open_bundle
+from device_runtime.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.bundle_copy import copy_bundle
 from device_runtime.errors import CheckFailedError, InputError, IntegrityError
@@ -40,16 +39,6 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def installed(root: Path) -> Installation:
     return Installation(root)
-
-
-@pytest.fixture(scope="session")
-def wrong_3(release: Callable[..., Bundle], rehash: Callable[..., Bundle]) -> Bundle:
-    """Version 3, sound in every byte, of which this device computes something else than its golden values."""
-    bundle = release(3)
-    golden = bundle.golden()
-    golden["logits"] = golden["logits"] + np.float32(1)
-    np.savez(bundle.file(GOLDEN), allow_pickle=False, **golden)
-    return rehash(bundle.path)
 
 
 def identities(installation: Installation) -> tuple[str | None, str | None]:
