@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from device_runtime.bundle import (
     open_bundle,
 )
 from device_runtime.errors import InputError, IntegrityError
-from device_runtime.installation import Installation
 from device_runtime.messages import bundle_path
 from device_runtime.server_client import ServerClient
 
@@ -39,30 +37,29 @@ class BundleCache:
     Args:
         folder: made when the first bundle comes.
         trusted: a bundle must be signed with one of these keys, here as on its way; None takes any.
-        installation: of this device; what is installed there is not fetched again, and no older bundle is taken.
     """
 
-    def __init__(
-        self, folder: Path, trusted: TrustedKeys | None = None, installation: Installation | None = None
-    ) -> None:
+    def __init__(self, folder: Path, trusted: TrustedKeys | None = None) -> None:
         self._folder = folder
         self._trusted = trusted
-        self._installation = installation
+
+    @property
+    def trusted(self) -> TrustedKeys | None:
+        """Whose bundles are used; None for anybody's."""
+        return self._trusted
 
     def get(self, identity: str, server: ServerClient) -> Bundle:
         """The bundle with this identity, from the folder or else from the server.
 
         Raises:
             NetworkError: the server can't be reached or lacks it.
-            IntegrityError: what it sent is not the bundle with this identity, nobody who is trusted signed it, or it
-                is older than what is installed.
+            IntegrityError: what it sent is not the bundle with this identity, or nobody who is trusted signed it.
             InputError: the folder can't be written.
         """
         if not identity.isalnum():
             raise IntegrityError(f"bundle identity {identity!r}: expected hexadecimal digits")
-        held = self._installed(identity) or self._held(identity)
+        held = self._held(identity)
         if held is not None:
-            self._refuse_older(held.manifest)
             return held
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -81,20 +78,10 @@ class BundleCache:
             return None
         return bundle if bundle.identity == identity else None
 
-    def _installed(self, identity: str) -> Bundle | None:
-        slot = None if self._installation is None else self._installation.read().current
-        if self._installation is None or slot is None or slot.release.identity != identity:
-            return None
-        return self._installation.bundle(slot, self._trusted)
-
-    def _refuse_older(self, manifest: Manifest) -> None:
-        if self._installation is not None:
-            self._installation.refuse_older(manifest)
-
     def _install(self, identity: str, server: ServerClient, scratch: Path) -> None:
         fresh = scratch / "fresh"
         fresh.mkdir()
-        _download(identity, server, fresh, self._trusted, self._refuse_older)
+        _download(identity, server, fresh, self._trusted)
         open_bundle(fresh, self._trusted)
         if self._held(identity) is not None:  # another process of this device was faster
             return
@@ -109,13 +96,7 @@ class BundleCache:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _download(
-    identity: str,
-    server: ServerClient,
-    folder: Path,
-    trusted: TrustedKeys | None,
-    check: Callable[[Manifest], None],
-) -> None:
+def _download(identity: str, server: ServerClient, folder: Path, trusted: TrustedKeys | None) -> None:
     data = server.download(bundle_path(identity, MANIFEST), identity, _MANIFEST_LIMIT)
     # The signature comes along in any case: keys that are trusted later find it in the folder.
     where = bundle_path(identity, MANIFEST_SIGNATURE)
@@ -126,7 +107,5 @@ def _download(
         (folder / MANIFEST_SIGNATURE).write_bytes(signature)
     (folder / MANIFEST).write_bytes(data)
     (folder / MANIFEST_HASH).write_bytes(manifest_hash_file(data))
-    manifest = Manifest.load(data)
-    check(manifest)
-    for name, entry in manifest.files.items():
+    for name, entry in Manifest.load(data).files.items():
         (folder / name).write_bytes(server.download(bundle_path(identity, name), entry.sha256, entry.size))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,12 +16,13 @@ from device_runtime import installation as module
 from device_runtime.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.bundle_copy import copy_bundle
+from device_runtime.device_bundles import DeviceBundles
 from device_runtime.errors import CheckFailedError, InputError, IntegrityError
 from device_runtime.installation import Installation
 from device_runtime.installation_state import Release, Slot, State, dump_state, parse_state, refuse_downgrade
-from device_runtime.messages import bundle_path
 from device_runtime.selftest import SelfTestResult
 from device_runtime.server_client import ServerClient
+from device_runtime.signature import TrustedKeys
 from device_runtime.transport import Transport
 from tests.device_runtime.conftest import Script
 
@@ -245,32 +247,54 @@ def test_a_server_s_bundle_may_not_be_older(
     installed: Installation, script: Script, digits_bundle: Bundle, digits_2: Bundle, tmp_path: Path
 ) -> None:
     server = ServerClient(Transport(script.url))
-    cache = BundleCache(tmp_path / "cache", installation=installed)
-    script.answers = [(200, digits_bundle.file(MANIFEST).read_bytes()), (404, b"")]
-    script.answers += [(200, digits_bundle.file(name).read_bytes()) for name in digits_bundle.manifest.files]
-    assert cache.get(digits_bundle.identity, server).path.is_relative_to(tmp_path / "cache")
-    told = (
-        f"the server's bundle is digits_mlp version 1, older than {Release.of(digits_2)}, which is installed in"
-        f" {installed.root}; serve that or a newer one, or go back here with --rollback"
-    )
+    bundles = DeviceBundles(BundleCache(tmp_path / "cache"), installed)
+
+    def offer(bundle: Bundle) -> None:
+        script.answers = [(200, bundle.file(MANIFEST).read_bytes()), (404, b"")]
+        script.answers += [(200, bundle.file(name).read_bytes()) for name in bundle.manifest.files]
+        script.requests.clear()
+
+    offer(digits_bundle)  # where nothing is installed, any
+    assert bundles.get(digits_bundle.identity, server).path.is_relative_to(tmp_path / "cache")
     installed.install(digits_bundle.path)
+    offer(digits_2)
+    assert bundles.get(digits_2.identity, server).path.is_relative_to(tmp_path / "cache")  # a newer one
     installed.install(digits_2.path)
+    for cache in ("cache", "another"):  # an older one, downloaded before or now
+        offer(digits_bundle)
+        with pytest.raises(IntegrityError) as refused:
+            DeviceBundles(BundleCache(tmp_path / cache), installed).get(digits_bundle.identity, server)
+        assert str(refused.value) == (
+            f"the server's bundle is digits_mlp version 1, older than {Release.of(digits_2)}, which is installed in"
+            f" {installed.root}; serve that or a newer one, or go back here with --rollback"
+        )
     script.requests.clear()
-    with pytest.raises(IntegrityError) as refused:  # one that was fetched before
-        cache.get(digits_bundle.identity, server)
-    assert (str(refused.value), script.requests) == (told, [])
-    script.answers = [(200, digits_bundle.file(MANIFEST).read_bytes()), (404, b"")]
-    with pytest.raises(IntegrityError) as refused:
-        BundleCache(tmp_path / "another", installation=installed).get(digits_bundle.identity, server)
-    assert str(refused.value) == told
-    assert [path for _, path, _, _ in script.requests] == [
-        bundle_path(digits_bundle.identity, name) for name in (MANIFEST, "manifest.sig")
-    ]
-    script.requests.clear()
-    assert cache.get(digits_2.identity, server).path.is_relative_to(installed.root)  # not fetched
-    installed.rollback()
-    assert cache.get(digits_bundle.identity, server).path.is_relative_to(installed.root)
+    for bundle in (digits_2, digits_bundle):  # what is installed is not downloaded, and a rollback lets the older one
+        assert bundles.get(bundle.identity, server).path.is_relative_to(installed.root)
+        installed.rollback()
     assert script.requests == []
+
+
+def test_a_model_that_another_one_has_replaced(
+    installed: Installation, digits_bundle: Bundle, digits_2: Bundle, release: Callable[..., Bundle]
+) -> None:
+    installed.install(digits_2.path)
+    installed.install(release(1, name="other").path)
+    installed.refuse_older(digits_2.manifest)
+    with pytest.raises(IntegrityError, match="older than digits_mlp version 2"):
+        installed.refuse_older(digits_bundle.manifest)
+    installed.refuse_older(release(1, name="third").manifest)
+
+
+def test_what_is_installed_is_used_only_where_its_signature_is_trusted(
+    installed: Installation, script: Script, digits_bundle: Bundle, tmp_path: Path
+) -> None:
+    installed.install(digits_bundle.path)
+    trusted = TrustedKeys([Ed25519PrivateKey.generate().public_key()])
+    bundles = DeviceBundles(BundleCache(tmp_path / "cache", trusted), installed)
+    script.answers = [(200, digits_bundle.file(MANIFEST).read_bytes()), (404, b"")]
+    with pytest.raises(IntegrityError, match="missing: the bundle is not signed"):
+        bundles.get(digits_bundle.identity, ServerClient(Transport(script.url)))
 
 
 @given(states)
