@@ -80,16 +80,18 @@ def device_processes(
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """A ``pocketfed-device run`` for each file of examples; the file's stem is the client's name."""
     processes: list[subprocess.Popen[str]] = []
-    # The bundle was made on this machine a moment ago: the keys that its user trusts are for bundles from elsewhere.
+    # The bundle was made on this machine a moment ago: the keys that its user trusts are for bundles from elsewhere. So
+    # is what is installed for this user.
     environment = {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS}
     try:
         for path in data:
+            home = str(folder / path.stem)
             with (folder / f"{path.stem}.log").open("w") as log:
                 arguments = ["--server", url, "--population", population, "--client", path.stem, "--data", str(path)]
                 processes.append(
                     subprocess.Popen(
                         dies_with_parent(
-                            [command("pocketfed-device"), "run", *arguments, "--cache", str(folder / path.stem)]
+                            [command("pocketfed-device"), "run", *arguments, "--cache", home, "--root", home]
                         ),
                         env=environment,
                         stdin=subprocess.DEVNULL,

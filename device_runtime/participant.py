@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from device_runtime.bundle import Bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.codec import encode
+from device_runtime.device_bundles import DeviceBundles
 from device_runtime.errors import NetworkError, UpdateError
 from device_runtime.examples import load_examples
+from device_runtime.installation import Installation
 from device_runtime.interpreter import runtime_version
 from device_runtime.messages import CheckIn, Configuration, weights_path
 from device_runtime.server_client import ServerClient
@@ -59,6 +61,7 @@ class Participant:
         threads: of the interpreter.
         trusted: only bundles that are signed with one of these keys are used; None takes any.
         sleep, clock, jitter: exchanged by tests.
+        installation: of this device; no bundle that is older than what is installed is used. None where there is none.
     """
 
     def __init__(
@@ -73,11 +76,13 @@ class Participant:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311
+        installation: Installation | None = None,
     ) -> None:
         self._server = server
         self._check_in = CheckIn(population, client, runtime_version())
         self._data = data
-        self._bundles = BundleCache(cache, trusted)
+        downloaded = BundleCache(cache, trusted)
+        self._bundles = downloaded if installation is None else DeviceBundles(downloaded, installation)
         self._threads = threads
         self._sleep = sleep
         self._clock = clock

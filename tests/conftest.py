@@ -39,6 +39,14 @@ settings.register_profile("pocketfed", deadline=None, suppress_health_check=[Hea
 settings.load_profile("pocketfed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is installed for whoever runs the tests would keep the tests' bundles out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of `digits_mlp`, exported once; not to be changed: see `digits_copy`."""

@@ -8,11 +8,21 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device_runtime.commands.options import EXIT_CODES, add_threads, add_trusted_keys, positive, seconds, trusted
+from device_runtime.commands.options import (
+    EXIT_CODES,
+    add_root,
+    add_threads,
+    add_trusted_keys,
+    positive,
+    root,
+    seconds,
+    trusted,
+)
 from device_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from device_runtime.commands.options import Subparsers
+    from device_runtime.installation import Installation
 
 
 def add(commands: Subparsers) -> None:
@@ -29,6 +39,7 @@ def add(commands: Subparsers) -> None:
     run.add_argument("--population", required=True, metavar="NAME", help="the population, by default a model's name")
     run.add_argument("--client", default=socket.gethostname(), metavar="NAME", help="this device's name (%(default)s)")
     run.add_argument("--cache", type=Path, metavar="DIR", help="for bundles (~/.cache/pocketfed-device)")
+    add_root(run)
     run.add_argument("--rounds", type=positive, metavar="N", help="stop after N accepted reports (no limit)")
     run.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="of one request (%(default)s)")
     run.add_argument("--attempts", type=positive, default=5, metavar="N", help="tries of a request (%(default)s)")
@@ -57,6 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         options.cache or _default_cache(),
         options.threads,
         trusted(options),
+        installation=_installation(options),
     )
 
     waiting = False
@@ -75,6 +87,15 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(f"{options.data}: no such file; --data names a .npz file with the arrays x and y")
     participant.run(options.rounds, tell)
     return 0
+
+
+def _installation(options: argparse.Namespace) -> Installation | None:
+    from device_runtime.installation import Installation
+
+    try:
+        return Installation(root(options))
+    except InputError:  # a user without a home folder, for whom nothing is installed either
+        return None
 
 
 def _default_cache() -> Path:

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.main import main
+from device_runtime import cli as device_cli
 from device_runtime.bundle import WEIGHTS, Bundle, open_bundle
 from device_runtime.errors import InputError, IntegrityError, NetworkError
 from device_runtime.keys import read_private_key
@@ -360,6 +361,34 @@ def test_a_phone_in_another_state() -> None:
     with pytest.raises(NetworkError) as refused:
         Phone("adb:x", "x", "")._found(Finished(0, "recovery\n", ""))
     assert str(refused.value) == "adb:x: the phone is in the state 'recovery'; 'adb devices' lists what is connected"
+
+
+def test_the_page_s_commands_are_understood(digits_bundle: Bundle, tmp_path: Path, capsys: Capture) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "flashing.md").read_text(encoding="utf-8")
+    lines = [shlex.split(text) for text in re.findall(r"^    (?:/\S*/)?(pocketfed.*?)(?: >.*)?$", page, re.MULTILINE)]
+    device = [words[1:] for words in lines if words[0] == "pocketfed-device"]
+    flashes = [words[1:] for words in lines if words[0] == "pocketfed"]
+    assert [words[0] for words in device] == ["install"] * 3 + ["systemd-unit"]
+    for words in device:
+        device_cli._parser().parse_args(words)
+    (tmp_path / "fleet.txt").write_text("adb:x\n")
+    assert main(["keygen", "--out", str(tmp_path / "release.key")]) == 0
+    assert len(flashes) == 2
+    for words in flashes:
+        wanted = [str(tmp_path / word) if word in ("fleet.txt", "release.key.pub") else word for word in words]
+        code = main([*(str(digits_bundle.path) if word == "bundles" else word for word in wanted), "--dry-run"])
+        assert code == (4 if "--trusted-key" in words else 0)  # the tests' bundle is not signed
+    for program in re.findall(r"`(--[a-z-]+)", page):
+        assert program in "".join(help_texts(capsys))
+
+
+def help_texts(capsys: Capture) -> list[str]:
+    capsys.readouterr()
+    assert main(["flash", "--help"]) == 0
+    for command in ("install", "run"):
+        with pytest.raises(SystemExit):
+            device_cli.main([command, "--help"])
+    return [capsys.readouterr().out]
 
 
 def test_an_interrupt_ends_what_runs(

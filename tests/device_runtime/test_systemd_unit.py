@@ -62,7 +62,8 @@ def test_every_command_and_option_in_the_unit_exists(unit: Path) -> None:
     assert program == str(PROGRAM)
     examples = dict(re.findall(r"^#   (POCKETFED_\w+)=(.*?)(?:  .*| further .*)?$", unit.read_text(), re.MULTILINE))
     assert arguments.pop() == "$POCKETFED_OPTIONS"
-    words = {**examples, "CACHE_DIRECTORY": "/var/cache/pocketfed-device"}
+    folders = {"CACHE_DIRECTORY": "/var/cache/pocketfed-device", "STATE_DIRECTORY": "/var/lib/pocketfed-device"}
+    words = examples | folders
     expanded = [re.sub(r"\$\{(\w+)\}", lambda match: words[match[1]], word) for word in arguments]
     options = cli._parser().parse_args([*expanded, *examples["POCKETFED_OPTIONS"].split()])
     assert options.server == "https://fleet.example:8443"
@@ -70,8 +71,23 @@ def test_every_command_and_option_in_the_unit_exists(unit: Path) -> None:
     assert options.client == "board-7"
     assert options.data == Path("/var/lib/pocketfed-device/examples.npz")
     assert options.cache == Path("/var/cache/pocketfed-device")
+    assert options.root == Path("/var/lib/pocketfed-device")
     assert options.threads == 2
     assert set(examples) - {word.strip("${}") for word in arguments} == {"POCKETFED_OPTIONS", "POCKETFED_TRUSTED_KEYS"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("NoNewPrivileges", "yes"), ("PrivateTmp", "yes"), ("ProtectSystem", "strict"), ("ProtectHome", "yes"),
+        ("StateDirectory", "pocketfed-device"), ("MemoryMax", r"\d+M"), ("CPUQuota", r"\d+%"), ("TasksMax", r"\d+"),
+        ("Nice", "19"), ("IOSchedulingClass", "idle"), ("Restart", "on-failure"), ("RestartSec", r"\d+s"),
+        ("RestartPreventExitStatus", "2"),
+    ],
+)  # fmt: skip
+def test_what_the_unit_promises(key: str, value: str, unit: Path) -> None:
+    (found,) = values(unit, key)
+    assert re.fullmatch(value, found)
 
 
 @needs_systemd

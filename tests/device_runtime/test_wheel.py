@@ -23,7 +23,8 @@ LARGEST = 150_000
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a program away from the project's checkout and its environment."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    others = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_DATA_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     return subprocess.run(
         [str(argument) for argument in arguments],
         cwd=cwd,
