@@ -42,6 +42,7 @@ _FRESH = ".state"
 _STATES = "states"
 _BUNDLES = "bundles"
 _RECORD = "state.json"
+_WAY_BACK = "it is installed, and the previous one is the way out: --rollback"
 _OURS = (CURRENT, PREVIOUS, _STATE, _FRESH, _STATES, _BUNDLES)
 
 
@@ -61,11 +62,17 @@ class Installation:
         self.root = root
 
     def read(self) -> State:
-        """What is installed; an empty state where nothing is."""
+        """What is installed; an empty state where nothing is.
+
+        Raises:
+            InputError: this user may not know.
+        """
         for _ in range(10):  # whoever switches meanwhile removes the state that was just looked up
             try:
                 folder = self.root / (self.root / _STATE).readlink()
                 return parse_state((folder / _RECORD).read_bytes())
+            except PermissionError as error:  # not as if nothing were installed, which would let older bundles in
+                raise InputError(f"{self.root}: can't read what is installed there: {error.strerror}") from None
             except (OSError, ValueError):
                 continue
         return self._recovered()
@@ -120,7 +127,7 @@ class Installation:
             release = Release.of(bundle)
             running = self.bundle(state.current, trusted)
             if running is not None and running.identity == bundle.identity:
-                return Change("unchanged", state, _self_tested(running, threads, "what is installed needs repair"))
+                return Change("unchanged", state, _self_tested(running, threads, _WAY_BACK))
             refuse_downgrade(release, state.newest.get(release.name))
             folder = str(self._next_number())
             copy = copy_bundle(bundle, self.root / _BUNDLES / folder, trusted)

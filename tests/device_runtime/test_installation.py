@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,26 @@ def test_a_failing_self_test_changes_nothing(
     installed.install(digits_2.path)  # version 3 was never installed, so it is no measure
 
 
+def test_a_device_that_has_changed_since(
+    installed: Installation, digits_bundle: Bundle, wrong_3: Bundle, release: Callable[..., Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What passed its self-test once fails it now, as after an update of the interpreter."""
+    installed.install(digits_bundle.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_self_tested", lambda *_: SelfTestResult(True, 0.0, ""))
+        installed.install(wrong_3.path)
+    with pytest.raises(
+        CheckFailedError, match=r"self-test FAILED .*; it is installed, and the previous one is the way"
+    ):
+        installed.install(wrong_3.path)
+    assert installed.rollback().state.current == installed.read().current
+    with pytest.raises(CheckFailedError) as failed:
+        installed.rollback()
+    assert str(failed.value).endswith(f"; {Release.of(digits_bundle)} stays")
+    assert identities(installed) == (digits_bundle.identity, wrong_3.identity)
+
+
 def test_what_is_tested_and_installed_is_the_copy(
     installed: Installation, digits_copy: Path, digits_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +242,21 @@ def test_a_lost_record_wedges_nothing(
     with pytest.raises(IntegrityError, match="older than digits_mlp version 2"):
         installed.install(release(1, loss="other").path)
     assert installed.rollback().state.current == state.previous
+
+
+def test_an_installation_that_this_user_may_not_read(installed: Installation, digits_bundle: Bundle) -> None:
+    installed.install(digits_bundle.path)
+    states, user = installed.root / "states", os.geteuid()
+    states.chmod(0)
+    if user == 0:
+        os.seteuid(65534)  # whom the kernel does refuse
+    try:
+        with pytest.raises(InputError) as refused:
+            installed.refuse_older(digits_bundle.manifest)
+    finally:
+        os.seteuid(user)
+        states.chmod(0o755)
+    assert str(refused.value) == f"{installed.root}: can't read what is installed there: Permission denied"
 
 
 def test_a_folder_of_somebody_else(tmp_path: Path, digits_bundle: Bundle) -> None:
