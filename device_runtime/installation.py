@@ -188,8 +188,10 @@ class Installation:
             self.root.mkdir(parents=True)
             sync_folder(self.root.parent)
         if not (self.root / _LOCK).exists():
-            for name in _OURS:  # somebody else's, which is not to be cleaned away
-                if os.path.lexists(self.root / name):
+            for (
+                name
+            ) in _OURS:  # without a lock, which is made first, they are somebody else's, and not to be cleaned away
+                if os.path.lexists(self.root / name) and not (self.root / _LOCK).exists():
                     raise InputError(
                         f"{self.root}: holds {name!r}, and is not an installation; name another folder with --root"
                     )
@@ -233,7 +235,7 @@ class Installation:
             (self.root / part).mkdir(exist_ok=True)
             for child in (self.root / part).iterdir():
                 if child.name not in kept:
-                    shutil.rmtree(child)
+                    _remove(child)
         (self.root / _FRESH).unlink(missing_ok=True)
 
     def _recovered(self) -> State:
@@ -247,6 +249,13 @@ class Installation:
                 slots.append(None)
         releases = [slot.release for slot in slots if slot is not None]
         return State(slots[0], slots[1], {one.name: one for one in sorted(releases, key=lambda one: one.version)})
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _self_tested(bundle: Bundle, threads: int, otherwise: str) -> SelfTestResult:

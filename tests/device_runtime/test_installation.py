@@ -259,6 +259,22 @@ def test_an_installation_that_this_user_may_not_read(installed: Installation, di
     assert str(refused.value) == f"{installed.root}: can't read what is installed there: Permission denied"
 
 
+def test_what_does_not_belong_there_is_no_hindrance(
+    installed: Installation, digits_bundle: Bundle, digits_2: Bundle, tmp_path: Path
+) -> None:
+    installed.install(digits_bundle.path)
+    for part in ("bundles", "states"):
+        (installed.root / part / "file").write_text("")
+        (installed.root / part / "99").mkdir()
+        (installed.root / part / "link").symlink_to(tmp_path)
+    (installed.root / ".state").symlink_to("nowhere")
+    installed.install(digits_2.path)
+    assert identities(installed) == (digits_2.identity, digits_bundle.identity)
+    assert len(list((installed.root / "bundles").iterdir())) == 2
+    assert len(list((installed.root / "states").iterdir())) == 1
+    assert tmp_path.exists()
+
+
 def test_a_folder_of_somebody_else(tmp_path: Path, digits_bundle: Bundle) -> None:
     theirs = tmp_path / "bundles" / "theirs"
     theirs.mkdir(parents=True)
