@@ -192,6 +192,12 @@ def test_the_device_can_work_under_the_unit_s_filters(
         == 0
     )
     assert update.read_bytes() == (tmp_path / "free").read_bytes()
+    kept = confined(PROGRAM, "data", "add", "--for", digits_bundle.path, tmp_path / "store", data)
+    assert (kept.returncode, kept.stderr) == (0, "")
+    trained = confined(PROGRAM, "train", digits_bundle.path, "--data", tmp_path / "store", "--out", tmp_path / "third")
+    assert (trained.returncode, trained.stderr) == (0, "")
+    asked = confined(PROGRAM, "conditions")
+    assert asked.stdout.startswith("idle ") and asked.stderr == ""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
