@@ -352,7 +352,7 @@ def test_the_scripts_for_a_phone_in_a_real_shell(
     ],
 )  # fmt: skip
 def test_what_goes_wrong_on_a_phone(code: int, output: str, errors: str, exit_code: int, message: str) -> None:
-    """What adb and Android print, taken from their sources; no phone is here to print it."""
+    """What adb and Android are known to print; no phone is here to print it."""
     error = Phone("adb:x", "x", "com.example")._failed(Finished(code, output, errors))
     assert (error.exit_code, str(error)) == (exit_code, message)
 
