@@ -25,7 +25,7 @@ from device_runtime.weights import load_weights
 if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RUNTIME = "tflite-builtins"  # the class of runtime that this package is: a TFLite interpreter without delegates
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
@@ -92,6 +92,7 @@ class Manifest:
         inference: what ``infer.tflite`` computes in: float32 or int8.
         runtime: the class of runtime that it needs.
         created: when and with what versions it was made.
+        optimizer_state: shapes of the artifact's variables that hold it; their numbers follow on those of `variables`.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Manifest:
     inference: str
     runtime: str
     created: Mapping[str, str]
+    optimizer_state: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def model_id(self) -> str:
@@ -149,6 +151,7 @@ class Manifest:
                 "loss": self.loss,
                 "metric": self.metric,
                 "optimizer": dict(self.optimizer),
+                "optimizer_state": [list(shape) for shape in self.optimizer_state],
                 "inference": self.inference,
                 "runtime": self.runtime,
                 "created": dict(self.created),
@@ -193,6 +196,7 @@ class Manifest:
             inference=reader.text("inference"),
             runtime=reader.text("runtime"),
             created={name: str(text) for name, text in reader.mapping("created").items()},
+            optimizer_state=reader.shapes("optimizer_state"),
         )
         missing = sorted(set(FILES) - set(manifest.files))
         if missing:
@@ -365,6 +369,13 @@ class _Reader:
 
     def mapping(self, name: str) -> dict[str, Any]:
         return dict(self._field(name, dict, "an object"))
+
+    def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
+        values = self._field(name, list, "a list")
+        for index, shape in enumerate(values):
+            if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+                raise IntegrityError(f"{self._where}.{name}[{index}]: expected a list of whole numbers above 0")
+        return tuple(map(tuple, values))
 
     def boolean(self, name: str) -> bool:
         value = self._value.get(name)

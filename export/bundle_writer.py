@@ -116,6 +116,7 @@ def export_bundle(
         inference="float32" if representative is None else "int8",
         runtime=RUNTIME,
         created=_created(),
+        optimizer_state=graph.optimizer_state,
     )
     data = manifest.dump()
 

@@ -89,7 +89,7 @@ def simulated(bundle: Bundle, weights: Weights, number: int, examples: dict[str,
     for client, local in examples.items():
         seed = client_seed(9, number, client)
         work = ClientWork(WORK.epochs, WORK.batch_size, WORK.learning_rate, seed=seed, codec=WORK.codec)
-        update = Trainer(bundle).train(weights, local, work, number)
+        update = Trainer(bundle).train(weights, local, work, number).collect()
         encoded = codec.encode(update, manifest.tensors, manifest.model_id, work.codec, seed)
         for tensor, delta in zip(total, codec.decode(encoded, manifest.tensors, manifest.model_id).delta, strict=True):
             tensor += len(local) * delta.astype(np.float64)
@@ -225,9 +225,8 @@ def test_train_writes_the_update(
     arguments = ["train", str(digits_bundle.path.parent), "--data", str(data), "--out", str(out), "--codec", name]
     assert main([*arguments, *options]) == 0
     work = ClientWork(2, 5, 0.2, 0.5, seed=3, codec=name)
-    update = Trainer(digits_bundle).train(
-        digits_bundle.initial_weights(), load_examples(data, manifest), work, round_number=7
-    )
+    examples = load_examples(data, manifest)
+    update = Trainer(digits_bundle).train(digits_bundle.initial_weights(), examples, work, 7).collect()
     assert out.read_bytes() == codec.encode(update, manifest.tensors, manifest.model_id, name, 3)
     assert codec.decode(out.read_bytes(), manifest.tensors, manifest.model_id).round_number == 7
     expected = f"{out}: {out.stat().st_size} bytes, 23 examples, loss {update.metrics['loss']:.4f}\n"
@@ -242,7 +241,8 @@ def test_train_starts_from_the_weights_it_is_given(
     (tmp_path / "w").write_bytes(dump_weights(weights, manifest.tensors))
     arguments = ["train", str(digits_bundle.path), "--data", str(data), "--out", str(out), "--batch-size", "all"]
     assert main([*arguments, "--weights", str(tmp_path / "w")]) == 0
-    expected = Trainer(digits_bundle).train(weights, load_examples(data, manifest), ClientWork(batch_size=None), 1)
+    examples = load_examples(data, manifest)
+    expected = Trainer(digits_bundle).train(weights, examples, ClientWork(batch_size=None), 1).collect()
     assert out.read_bytes() == codec.encode(expected, manifest.tensors, manifest.model_id, "f32", 0)
 
 

@@ -1,0 +1,143 @@
+"""How far a local training has come, kept in a file, so that it goes on after whatever ended it.
+
+What is kept is all that a step depends on: the artifact's variables (weights and the optimiser's state), and how many
+steps were done; batches and seeds follow from that. A training that goes on takes the very steps that it would have
+taken, and its update is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_runtime.errors import InputError
+from device_runtime.examples import Examples
+from device_runtime.sealed import open_sealed, remove, seal
+from device_runtime.tensors import FloatArray
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a local training stands between two steps.
+
+    Attributes:
+        steps: training steps done, over all epochs.
+        loss_sum: Σ of the losses of all their examples.
+        seen: number of these examples.
+        seconds: that they took.
+    """
+
+    steps: int = 0
+    loss_sum: float = 0.0
+    seen: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """When progress is saved: a trade of work that is lost against the disk's wear.
+
+    Attributes:
+        every: not before so many steps since the last time.
+        seconds: nor before so many seconds.
+    """
+
+    every: int = 20
+    seconds: float = 30.0
+
+
+class Progress:
+    """The progress of one training.
+
+    Args:
+        path: of the file.
+        task: what the training is of, as JSON; a file of another one is not taken.
+        sizes: elements of the artifact's variables, by number.
+        policy: when it is saved.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        task: Mapping[str, Any],
+        sizes: Sequence[int],
+        policy: SavePolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._task = dict(task)
+        self._sizes = sizes
+        self._policy = policy or SavePolicy()
+        self._clock = clock
+        self._saved = (0, clock())
+
+    def restore(self, write: Callable[[int, FloatArray], object]) -> Position | None:
+        """Hand every variable to `write`, with its number; None where there is nothing to go on from."""
+        sealed = open_sealed(self._path)
+        if sealed is None:
+            return None
+        with sealed:
+            position = _position(sealed.header)
+            if position is None or sealed.header.get("task") != self._task or sealed.size != 4 * sum(self._sizes):
+                return None
+            for number, size in enumerate(self._sizes):
+                write(number, np.frombuffer(sealed.read(4 * size), "<f4").astype(np.float32, copy=False))
+        self._saved = (position.steps, self._clock())
+        return position
+
+    def due(self, steps: int) -> bool:
+        """Whether the policy wants to have it saved now."""
+        saved, at = self._saved
+        return steps - saved >= self._policy.every and self._clock() - at >= self._policy.seconds
+
+    def save(self, position: Position, values: Iterable[FloatArray]) -> None:
+        """Keep it; a disk that is full costs the progress, and not the training."""
+        header = {
+            "task": self._task,
+            "steps": position.steps,
+            "loss_sum": position.loss_sum.hex(),
+            "seen": position.seen,
+            "seconds": position.seconds,
+        }
+        try:
+            seal(self._path, header, (value.astype("<f4", copy=False).tobytes() for value in values))
+        except InputError:
+            remove(self._path)
+        self._saved = (position.steps, self._clock())
+
+    def discard(self) -> None:
+        """Forget it."""
+        remove(self._path)
+
+
+def examples_digest(examples: Examples) -> str:
+    """SHA-256 over dtype, shape and bytes of x and y: a training goes on with the examples that it began with alone."""
+    digest = hashlib.sha256()
+    for array in (examples.x, examples.y):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        for piece in _pieces(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(data: Any) -> Iterator[Any]:
+    for start in range(0, len(data), _PIECE):
+        yield data[start : start + _PIECE]
+
+
+def _position(header: Mapping[str, Any]) -> Position | None:
+    try:
+        return Position(
+            int(header["steps"]), float.fromhex(header["loss_sum"]), int(header["seen"]), float(header["seconds"])
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
