@@ -76,6 +76,14 @@ class StoredVariable:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """Bytes of the tensors that a training step keeps at once: `fixed`, and `per_example` for each of its batch."""
+
+    fixed: int = 0
+    per_example: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a bundle says of itself.
 
@@ -93,6 +101,7 @@ class Manifest:
         runtime: the class of runtime that it needs.
         created: when and with what versions it was made.
         optimizer_state: shapes of the artifact's variables that hold it; their numbers follow on those of `variables`.
+        footprint: of a training step, beside the weights.
     """
 
     name: str
@@ -108,6 +117,7 @@ class Manifest:
     runtime: str
     created: Mapping[str, str]
     optimizer_state: tuple[tuple[int, ...], ...] = ()
+    footprint: Footprint = Footprint()
 
     @cached_property
     def model_id(self) -> str:
@@ -155,6 +165,7 @@ class Manifest:
                 "inference": self.inference,
                 "runtime": self.runtime,
                 "created": dict(self.created),
+                "footprint": asdict(self.footprint),
             }
         )
 
@@ -197,6 +208,7 @@ class Manifest:
             runtime=reader.text("runtime"),
             created={name: str(text) for name, text in reader.mapping("created").items()},
             optimizer_state=reader.shapes("optimizer_state"),
+            footprint=Footprint(*map(reader.object("footprint").integer, ("fixed", "per_example"))),
         )
         missing = sorted(set(FILES) - set(manifest.files))
         if missing:
@@ -386,6 +398,9 @@ class _Reader:
     def list_of_objects(self, name: str) -> list[_Reader]:
         values = self._field(name, list, "a list")
         return [_Reader(value, f"{self._where}.{name}[{index}]") for index, value in enumerate(values)]
+
+    def object(self, name: str) -> _Reader:
+        return _Reader(self.mapping(name), f"{self._where}.{name}")
 
     def objects(self, name: str) -> dict[str, _Reader]:
         return {key: _Reader(value, f"{self._where}.{name}.{key}") for key, value in self.mapping(name).items()}

@@ -69,7 +69,7 @@ def _train(options: argparse.Namespace) -> int:
     trainer = Trainer(bundle, options.threads)
     examples = load_examples(options.data, manifest)
     with WeightsFile(options.weights or bundle.file(WEIGHTS), manifest.tensors) as weights:
-        update = trainer.train(weights, examples, work, options.round)
+        update = trainer.train(weights, examples, work, options.round).collect()
     del trainer  # the interpreter's memory is not needed beside the update's
     encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
     try:
