@@ -19,9 +19,8 @@ from device_runtime.bundle import (
     manifest_hash_file,
     open_bundle,
 )
-from device_runtime.download import has_sha256
 from device_runtime.errors import InputError, IntegrityError
-from device_runtime.files import Lock, flush_folder, unwritable
+from device_runtime.files import Lock, file_sha256, flush_folder, unwritable
 from device_runtime.messages import bundle_path
 from device_runtime.server_client import ServerClient
 
@@ -73,8 +72,8 @@ class BundleCache:
         """A folder to download into: the one where an earlier download broke off, unless another process is at it."""
         lock = Lock(self._folder / f"{_SCRATCH}{identity}.lock")
         if not lock.acquire():
-            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as folder:
-                yield Path(folder)
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as name:
+                yield Path(name)
             return
         try:
             folder = self._folder / f"{_SCRATCH}{identity}"
@@ -125,5 +124,5 @@ def _download(identity: str, server: ServerClient, folder: Path, trusted: Truste
     (folder / MANIFEST).write_bytes(data)
     (folder / MANIFEST_HASH).write_bytes(manifest_hash_file(data))
     for name, entry in Manifest.load(data).files.items():
-        if not has_sha256(folder / name, entry.sha256):
+        if file_sha256(folder / name) != entry.sha256:
             server.fetch(bundle_path(identity, name), entry.sha256, entry.size, folder / name)

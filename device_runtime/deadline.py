@@ -84,8 +84,6 @@ class Deadline:
             KeyError, TypeError, ValueError: it is something else.
         """
         left, device, wall = (float(value[name]) for name in ("left", "device", "wall"))
-        if value["start"] and value["start"] == clocks.start():
-            gone = clocks.device() - device
-        else:
-            gone = clocks.wall() - wall
+        same = value["start"] and value["start"] == clocks.start()
+        gone = clocks.device() - device if same else clocks.wall() - wall
         return cls.in_seconds(left - max(gone, 0.0), clocks)

@@ -48,11 +48,6 @@ def fetch(transport: Transport, path: str, identity: str, limit: int, target: Pa
     part.finish(target)
 
 
-def has_sha256(path: Path, identity: str) -> bool:
-    """Whether there is a file at `path`, and its SHA-256 is `identity`."""
-    return _Part(path).digest() == identity
-
-
 def _attempt(transport: Transport, path: str, identity: str, limit: int, part: _Part) -> None:
     if part.size > limit:
         part.restart()

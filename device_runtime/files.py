@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_PIECE = 1 << 16
+
 
 def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file that at any instant has its old content or all of the new one: beside it, flushed, then renamed.
@@ -26,7 +29,6 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """
     beside = path.with_name(f"{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             for piece in pieces:
                 file.write(piece)
@@ -60,11 +62,22 @@ def unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: can't write it: {error.strerror}; make room there, or change --cache or --state")
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal; of nothing, where there is none."""
+    digest = hashlib.sha256()
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 class Lock:
     """A file that one process at a time has locked; the system lets go of it when the process ends, however it ends.
 
     Where there are no such locks, on Windows, nobody has it.
     """
+
+    available = fcntl is not None
 
     def __init__(self, path: Path) -> None:
         self._path = path

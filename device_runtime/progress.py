@@ -7,6 +7,7 @@ taken, and its update is the same to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime.errors import InputError
+from device_runtime.errors import InputError, IntegrityError
 from device_runtime.examples import Examples
 from device_runtime.sealed import open_sealed, remove, seal
 from device_runtime.tensors import FloatArray
@@ -63,6 +64,7 @@ class Progress:
         sizes: elements of the artifact's variables, by number.
         policy: when it is saved.
         clock: monotonic seconds.
+        notice: told when it was restored or saved.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Progress:
         sizes: Sequence[int],
         policy: SavePolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
+        notice: Callable[..., None] = lambda event, **fields: None,
     ) -> None:
         self._path = path
         self._task = dict(task)
         self._sizes = sizes
         self._policy = policy or SavePolicy()
         self._clock = clock
+        self._notice = notice
         self._saved = (0, clock())
 
     def restore(self, write: Callable[[int, FloatArray], object]) -> Position | None:
@@ -92,6 +96,7 @@ class Progress:
             for number, size in enumerate(self._sizes):
                 write(number, np.frombuffer(sealed.read(4 * size), "<f4").astype(np.float32, copy=False))
         self._saved = (position.steps, self._clock())
+        self._notice("progress_restored", steps=position.steps)
         return position
 
     def due(self, steps: int) -> bool:
@@ -99,8 +104,8 @@ class Progress:
         saved, at = self._saved
         return steps - saved >= self._policy.every and self._clock() - at >= self._policy.seconds
 
-    def save(self, position: Position, values: Iterable[FloatArray]) -> None:
-        """Keep it; a disk that is full costs the progress, and not the training."""
+    def save(self, position: Position, values: Iterable[FloatArray]) -> bool:
+        """Keep it; False where that failed: a disk that is full costs the progress, and not the training."""
         header = {
             "task": self._task,
             "steps": position.steps,
@@ -108,11 +113,37 @@ class Progress:
             "seen": position.seen,
             "seconds": position.seconds,
         }
+        self._saved = (position.steps, self._clock())
         try:
             seal(self._path, header, (value.astype("<f4", copy=False).tobytes() for value in values))
-        except InputError:
-            remove(self._path)
-        self._saved = (position.steps, self._clock())
+        except InputError as error:
+            remove(self._path)  # the update may need the room
+            self._notice("progress_not_saved", steps=position.steps, reason=str(error))
+            return False
+        self._notice("progress_saved", steps=position.steps)
+        return True
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Callable[[int], FloatArray]]:
+        """Within the context, a variable's values by its number; larger numbers come after smaller ones.
+
+        Raises:
+            IntegrityError: what was saved does not hold any more.
+        """
+        sealed = open_sealed(self._path)
+        if sealed is None:
+            raise IntegrityError(f"{self._path}: changed or damaged since it was written")
+
+        following = 0
+
+        def read(number: int) -> FloatArray:
+            nonlocal following
+            sealed.skip(4 * sum(self._sizes[following:number]))
+            following = number + 1
+            return np.frombuffer(sealed.read(4 * self._sizes[number]), "<f4").astype(np.float32, copy=False)
+
+        with sealed:
+            yield read
 
     def discard(self) -> None:
         """Forget it."""

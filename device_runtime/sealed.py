@@ -76,6 +76,10 @@ class Sealed:
         """The next `size` bytes of the payload."""
         return self._file.read(size)
 
+    def skip(self, size: int) -> None:
+        """Pass over the next `size` bytes of the payload."""
+        self._file.seek(size, os.SEEK_CUR)
+
 
 def open_sealed(path: Path) -> Sealed | None:
     """The sealed file at `path`; None where there is none, or where it does not hold."""

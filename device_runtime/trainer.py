@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.batching import batch_indices
-from device_runtime.bundle import RUNTIME, TRAIN_ARTIFACT, Bundle, StoredVariable
+from device_runtime.bundle import RUNTIME, TRAIN_ARTIFACT, Bundle, Manifest, StoredVariable
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
 from device_runtime.interpreter import open_interpreter
@@ -72,7 +73,6 @@ class Trainer:
                 described = sorted(spec.name for spec in getattr(signature, f"{side}s"))
                 if described != sorted(getattr(self._run[name], f"get_{side}_details")()):
                     raise IntegrityError(f"{path}: its signature {name!r} has other {side}s than the manifest says")
-        self._shapes = [tuple(size for size in spec.shape if size is not None) for spec in self.manifest.tensors]
         self._seeded = any(spec.name == "seed" for spec in self.manifest.signatures["train"].inputs)
 
     def set_weights(self, weights: Weights | WeightsFile, anchor: bool = True) -> None:
@@ -92,23 +92,7 @@ class Trainer:
 
     def get_weights(self) -> Weights:
         """The current weights, float32, in the manifest's order."""
-        return tuple(map(self.tensor, range(len(self._shapes))))
-
-    def tensor(self, index: int, minus: Weights | WeightsFile | None = None) -> FloatArray:
-        """The current weight at this place of the manifest, float32; less that of `minus`, if it is given."""
-        tensor = np.empty(self._shapes[index], np.float32)
-        flat = tensor.reshape(-1)
-        for number, variable in enumerate(self.manifest.variables):
-            if variable.tensor != index:
-                continue
-            values = self._read(number)
-            if variable.transposed:
-                values = values.reshape(tensor.shape[::-1]).T.reshape(-1)
-            part = flat[variable.start : variable.start + variable.size]
-            part[:] = values
-            if minus is not None:
-                part -= _part(minus, variable)
-        return tensor
+        return tuple(tensors(self.manifest, self._read))
 
     def step(
         self,
@@ -148,7 +132,10 @@ class Trainer:
     @property
     def variable_sizes(self) -> tuple[int, ...]:
         """Elements of the variables that a training's progress consists of, by their numbers."""
-        return (*(variable.size for variable in self.manifest.variables), *map(math.prod, self.manifest.optimizer_state))
+        return (
+            *(variable.size for variable in self.manifest.variables),
+            *map(math.prod, self.manifest.optimizer_state),
+        )
 
     def train(
         self,
@@ -156,7 +143,7 @@ class Trainer:
         examples: Examples,
         work: ClientWork,
         round_number: int,
-        stop: Callable[[], str | None] = lambda: None,
+        stop: Callable[[Position], str | None] = lambda position: None,
         progress: Progress | None = None,
     ) -> Trained:
         """ClientUpdate of McMahan et al. 2017, Algorithm 1: E epochs of SGD from `weights` on `examples`.
@@ -166,7 +153,7 @@ class Trainer:
             examples: the client's n_k local examples.
             work: epochs, batch size, learning rate, proximal term and the seed of batch order and dropout.
             round_number: goes into the update.
-            stop: asked after each step why to stop; None is to go on.
+            stop: asked after each step, with where the training stands, why to stop; None is to go on.
             progress: where the training goes on from, and is saved as it goes, and when it is stopped. The caller
                 sees to it that it is of these very weights, examples and work.
 
@@ -179,7 +166,7 @@ class Trainer:
         """
         batches = math.ceil(len(examples) / (work.batch_size or len(examples)))
         seeds = step_seeds(work.seed, work.epochs * batches)
-        position = self._begin(weights, work, progress)
+        position = begun = self._begin(weights, work, progress)
         began = time.monotonic() - position.seconds
         first, skipped = divmod(position.steps, batches)
         for epoch in range(first, work.epochs):
@@ -197,12 +184,18 @@ class Trainer:
                     position.seen + len(indices),
                     time.monotonic() - began,
                 )
-                reason = stop()
+                reason = stop(position)
                 if progress is not None and (reason is not None or progress.due(position.steps)):
                     progress.save(position, map(self._read, range(len(self.variable_sizes))))
                 if reason is not None:
                     raise StoppedError(reason, position)
-        return Trained(self, weights, len(examples), round_number, {"loss": position.loss_sum / position.seen})
+        # In a file, the weights outlast the interpreter, which then need not be there beside the update's making.
+        saved = progress is not None and (
+            position == begun or progress.save(position, map(self._read, range(len(self.variable_sizes))))
+        )
+        after = progress.opened() if progress is not None and saved else nullcontext(self._read)
+        metrics = {"loss": position.loss_sum / position.seen}
+        return Trained(self.manifest, after, weights, len(examples), round_number, metrics)
 
     def _begin(self, weights: Weights | WeightsFile, work: ClientWork, progress: Progress | None) -> Position:
         self.set_weights(weights, anchor=work.proximal > 0)
@@ -222,7 +215,7 @@ class Trainer:
 
 
 class Trained:
-    """What a local training came to. The delta is computed tensor by tensor, from the interpreter's weights.
+    """What a local training came to. The delta is computed tensor by tensor, when it is asked for.
 
     Attributes:
         weight, round_number, metrics: as in `ClientUpdate`.
@@ -230,7 +223,8 @@ class Trained:
 
     def __init__(
         self,
-        trainer: Trainer,
+        manifest: Manifest,
+        after: AbstractContextManager[Callable[[int], FloatArray]],
         start: Weights | WeightsFile,
         weight: int,
         round_number: int,
@@ -239,20 +233,44 @@ class Trained:
         self.weight = weight
         self.round_number = round_number
         self.metrics = metrics
-        self._trainer = trainer
+        self._manifest = manifest
+        self._after = after
         self._start = start
 
     def deltas(self) -> Iterator[FloatArray]:
-        """The delta's tensors in the manifest's order, one at a time.
+        """The delta's tensors in the manifest's order, one at a time, and once.
 
-        To be called before the trainer does anything else, and while a file of the start's weights is open.
+        To be called while a file of the start's weights is open; where no progress was kept, before the trainer does
+        anything else, else as long as that is there.
+
+        Raises:
+            IntegrityError: the progress was damaged meanwhile.
         """
-        for index in range(len(self._trainer.manifest.tensors)):
-            yield self._trainer.tensor(index, self._start)
+        with self._after as read:
+            yield from tensors(self._manifest, read, minus=self._start)
 
     def collect(self) -> ClientUpdate:
         """All of it at once."""
         return ClientUpdate(tuple(self.deltas()), self.weight, self.round_number, self.metrics)
+
+
+def tensors(
+    manifest: Manifest, read: Callable[[int], FloatArray], minus: Weights | WeightsFile | None = None
+) -> Iterator[FloatArray]:
+    """The weights, float32, in the manifest's order, less those of `minus`; `read` gives a variable by its number."""
+    numbered = enumerate(manifest.variables)
+    for spec in manifest.tensors:
+        tensor = np.empty([size for size in spec.shape if size is not None], np.float32)
+        flat, filled = tensor.reshape(-1), 0
+        while filled < flat.size:  # a manifest's variables are the weights, run after run
+            number, variable = next(numbered)
+            values = read(number)
+            part = flat[filled : filled + variable.size]
+            part[:] = values.reshape(tensor.shape[::-1]).T.reshape(-1) if variable.transposed else values
+            if minus is not None:
+                part -= _part(minus, variable)
+            filled += variable.size
+        yield tensor
 
 
 def write_calls(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from device_runtime.download import has_sha256
 from device_runtime.errors import IntegrityError
-from device_runtime.files import unwritable
+from device_runtime.files import file_sha256, unwritable
 from device_runtime.messages import weights_path
 from device_runtime.server_client import ServerClient
 
@@ -49,7 +48,7 @@ class WeightsCache:
         path = self._folder / f"{identity}{_SUFFIX}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if not has_sha256(path, identity):
+            if file_sha256(path) != identity:
                 self._remove_all_but(f"{path.name}.part", self.held and f"{self.held}{_SUFFIX}")
                 server.fetch(weights_path(identity), identity, limit, path)
             self._remove_all_but(path.name)

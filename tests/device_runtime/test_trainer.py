@@ -14,6 +14,7 @@ import pytest
 from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
+from device_runtime.progress import Position
 from device_runtime.tensors import Weights
 from device_runtime.trainer import StoppedError, Trainer
 from device_runtime.work import ClientWork, step_seeds
@@ -164,7 +165,7 @@ def test_a_training_stops_after_the_step_that_it_is_told_to(
 ) -> None:
     asked = []
 
-    def stop() -> str | None:
+    def stop(position: Position) -> str | None:
         asked.append(True)
         return "warm" if len(asked) == 3 else None
 
