@@ -33,7 +33,7 @@ from aggregation_server.ranges import asked_range
 from aggregation_server.store import StoreError
 from aggregation_server.validation import largest_update
 from device_runtime import messages
-from device_runtime.bundle import MANIFEST
+from device_runtime.bundle import MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +102,13 @@ def create_app(coordinator: Coordinator) -> FastAPI:
         path = coordinator.bundle_file(identity, name)
         if path is None or not path.is_file():
             return _error(404, "not_found", "no such file of a bundle that this server has")
-        files = coordinator.bundle.manifest.files
-        if name not in files and name != MANIFEST:  # the identity does not cover it: a bundle may be signed anew
+        if name == MANIFEST_SIGNATURE:  # the identity does not cover it: the same bundle may be signed anew
             content = path.read_bytes()
             coordinator.downloaded(len(content))
             return Response(content, media_type=_BINARY, headers=_FRESH)
-        etag = f'"{files[name].sha256 if name in files else identity}"'
+        files = coordinator.bundle.manifest.files
+        hashes = {MANIFEST: identity, MANIFEST_HASH: f"{identity}-{MANIFEST_HASH}"}
+        etag = f'"{files[name].sha256 if name in files else hashes[name]}"'
         size = path.stat().st_size
         asked = asked_range(request.headers, size, etag)
         coordinator.downloaded(size if asked is None else len(asked))

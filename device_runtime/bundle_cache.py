@@ -78,8 +78,12 @@ class BundleCache:
         try:
             folder = self._folder / f"{_SCRATCH}{identity}"
             folder.mkdir(exist_ok=True)
-            yield folder
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                yield folder
+            except IntegrityError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            shutil.rmtree(folder, ignore_errors=True)  # but not after another error: the next try goes on there
         finally:
             lock.release()
 

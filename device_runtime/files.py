@@ -19,7 +19,7 @@ except ImportError:  # Windows
 _PIECE = 1 << 16
 
 
-def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a file that at any instant has its old content or all of the new one: beside it, flushed, then renamed.
 
     One process at a time writes a path; what a killed one left beside it is written over.
@@ -92,17 +92,28 @@ class Lock:
         if fcntl is None:
             return False
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = self._path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return False
-        self._file = file
+        while self._file is None:
+            file = self._path.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                return False
+            if self._is_at_its_place(file):
+                self._file = file
+            else:  # whoever had it has removed it meanwhile
+                file.close()
         return True
 
     def release(self) -> None:
-        """Let go of it. The file stays: to remove it would take another process's lock away."""
+        """Let go of it, and remove the file."""
         if self._file is not None:
+            self._path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+
+    def _is_at_its_place(self, file: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False

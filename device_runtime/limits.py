@@ -7,6 +7,7 @@ the system, which makes an allocation fail instead of driving the device into it
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from dataclasses import dataclass
@@ -77,6 +78,14 @@ def cap_memory(limits: Limits) -> None:
 def over_memory(limits: Limits) -> bool:
     """Whether this process holds more than the limit."""
     return limits.memory is not None and resident() > limits.memory
+
+
+def release_memory() -> None:
+    """Give back to the system what was freed: the C library keeps it where it can't know that it is over."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, TypeError, AttributeError):  # another C library, which does as it likes
+        return
 
 
 def resident() -> int:

@@ -23,7 +23,7 @@ from device_runtime.device_state import DeviceState, SpooledUpdate
 from device_runtime.errors import InputError, NetworkError, UpdateError
 from device_runtime.examples import load_examples
 from device_runtime.interpreter import runtime_version
-from device_runtime.limits import Limits, over_memory, require_memory
+from device_runtime.limits import Limits, over_memory, release_memory, require_memory
 from device_runtime.messages import CheckIn, Configuration
 from device_runtime.progress import Position, Progress, SavePolicy, examples_digest
 from device_runtime.server_client import ServerClient
@@ -277,6 +277,7 @@ class Participant:
             finally:
                 self._training = False
         del trainer  # its memory is not needed beside the update's
+        release_memory()
         update = encode(trained.collect(), manifest.tensors, manifest.model_id, work.codec, work.seed)
         return SpooledUpdate(number, token, deadline, trained.metrics["loss"], update)
 

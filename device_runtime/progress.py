@@ -115,7 +115,7 @@ class Progress:
         }
         self._saved = (position.steps, self._clock())
         try:
-            seal(self._path, header, (value.astype("<f4", copy=False).tobytes() for value in values))
+            seal(self._path, header, (value.astype("<f4", copy=False).view(np.uint8).data for value in values))
         except InputError as error:
             remove(self._path)  # the update may need the room
             self._notice("progress_not_saved", steps=position.steps, reason=str(error))

@@ -20,6 +20,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +33,7 @@ _DIGEST = 32
 _PIECE = 1 << 16
 
 
-def seal(path: Path, header: Mapping[str, Any], payload: Iterable[bytes] = ()) -> None:
+def seal(path: Path, header: Mapping[str, Any], payload: Iterable[bytes | memoryview] = ()) -> None:
     """Write a sealed file; the payload's pieces are asked for one at a time.
 
     Raises:
@@ -41,13 +42,10 @@ def seal(path: Path, header: Mapping[str, Any], payload: Iterable[bytes] = ()) -
     write_whole(path, _with_digest(header, payload))
 
 
-def _with_digest(header: Mapping[str, Any], payload: Iterable[bytes]) -> Iterator[bytes]:
+def _with_digest(header: Mapping[str, Any], payload: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     text = canonical_json(dict(header))
     digest = hashlib.sha256()
-    for piece in (_MAGIC, _LENGTH.pack(len(text)), text):
-        digest.update(piece)
-        yield piece
-    for piece in payload:
+    for piece in chain((_MAGIC, _LENGTH.pack(len(text)), text), payload):
         digest.update(piece)
         yield piece
     yield digest.digest()

@@ -51,7 +51,7 @@ class FailedError(Exception):
 
     Attributes:
         wait: seconds that the server asks to wait at least.
-        moved: whether it brought something all the same, so that the next one is the first again.
+        moved: whether it brought something all the same, and so is no failure; none have been yet, then.
     """
 
     def __init__(self, reason: str, wait: float = 0.0, moved: bool = False) -> None:
@@ -149,11 +149,11 @@ class Transport:
         )
         try:
             connection.request(method, path, body, dict(headers or {}))
-            answer = connection.getresponse()
-            if answer.status >= 500 or answer.status in _BUSY:
-                wait = _window(answer) if answer.status in _BUSY else 0.0
-                raise FailedError(f"the server failed with status {answer.status}", wait)
-            yield answer
+            with connection.getresponse() as answer:
+                if answer.status >= 500 or answer.status in _BUSY:
+                    wait = _window(answer) if answer.status in _BUSY else 0.0
+                    raise FailedError(f"the server failed with status {answer.status}", wait)
+                yield answer
         finally:
             connection.close()
 
@@ -179,11 +179,11 @@ class Transport:
                 return attempt()
             except FailedError as error:
                 reason, wait = str(error), error.wait
-                failures = 1 if error.moved else failures + 1
+                failures = 0 if error.moved else failures + 1
             except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host's name, a header
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 failures += 1
-            wait = max(self._retry.wait(failures, self._jitter()), wait * (1 + 0.2 * abs(self._jitter())))
+            wait = max(self._retry.wait(max(failures, 1), self._jitter()), wait * (1 + 0.2 * abs(self._jitter())))
             spent = failures >= self._retry.attempts
             if patience is not None:
                 spent = self._clock() - began + wait > patience

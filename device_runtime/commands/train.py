@@ -60,7 +60,7 @@ def _train(options: argparse.Namespace) -> int:
     from device_runtime.events import Events
     from device_runtime.examples import load_examples
     from device_runtime.files import file_sha256
-    from device_runtime.limits import Limits, cap_memory, over_memory, require_memory
+    from device_runtime.limits import Limits, cap_memory, over_memory, release_memory, require_memory
     from device_runtime.progress import Position, Progress, SavePolicy, examples_digest
     from device_runtime.trainer import StoppedError, Trainer
     from device_runtime.weights import WeightsFile
@@ -109,6 +109,7 @@ def _train(options: argparse.Namespace) -> int:
                 f" the same command with more of them goes on after step {stopped.position.steps}"
             ) from None
         del trainer  # the interpreter's memory is not needed beside the update's
+        release_memory()
         update = trained.collect()
     encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
     try:

@@ -169,7 +169,7 @@ def test_a_training_stops_after_the_step_that_it_is_told_to(
         asked.append(True)
         return "warm" if len(asked) == 3 else None
 
-    with pytest.raises(StoppedError, match="^warm$"):
+    with pytest.raises(StoppedError, match=r"^warm$"):
         trainer.train(initial, digits_examples(20, 0), ClientWork(batch_size=5), 1, stop)
     assert len(asked) == 3
     trainer.train(initial, digits_examples(20, 0), ClientWork(batch_size=5), 1, stop)
