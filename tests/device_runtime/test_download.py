@@ -42,7 +42,7 @@ def test_what_breaks_off_goes_on_however_often(server: FileServer, tmp_path: Pat
 
 
 def test_what_brings_nothing_fails_after_the_policy_s_attempts(server: FileServer, tmp_path: Path) -> None:
-    server.cut = [1000, 0, 0, 0]
+    server.cut = [1000, 0, 0, 0, 0]
     with pytest.raises(NetworkError, match=r"/f: the answer broke off, 203800 bytes too early \(5 attempts\)$"):
         get(server, tmp_path / "f", attempts=4)
     assert (tmp_path / "f.part").read_bytes() == CONTENT[:1000]
