@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.exported import exported
@@ -96,7 +98,7 @@ def _memory(folder: Path, name: str, model: str) -> Result:
 def _examples(specs: tuple[TensorSpec, TensorSpec], count: int) -> Examples:
     rng = np.random.default_rng(0)
 
-    def make(spec: TensorSpec) -> np.ndarray:
+    def make(spec: TensorSpec) -> npt.NDArray[Any]:
         shape = (count, *(size or 1 for size in spec.shape[1:]))
         return rng.random(shape, np.float32) if spec.dtype == "float32" else rng.integers(0, 10, shape, np.int32)
 

@@ -90,7 +90,8 @@ def kill_devices(
         BenchmarkError: server or device do not do what they should at all.
     """
     with tempfile.TemporaryDirectory() as name, _server(bundle, Path(name), work) as url:
-        return _Run(bundle, examples, work, Path(name), url, random.Random(seed)).go(kills, progress)
+        instants = random.Random(seed)  # noqa: S311
+        return _Run(bundle, examples, work, Path(name), url, instants).go(kills, progress)
 
 
 class _Run:
