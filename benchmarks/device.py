@@ -59,7 +59,9 @@ def run_device_benchmarks(
         for done, name in enumerate(names):
             progress(done, name)
             if name == "kills_survived":
-                measure = partial(_kills, Path(folder), quick, tell, lambda kills, faults: progress(done, f"{kills}"))  # noqa: B023
+                measure = partial(
+                    _kills, Path(folder), quick, tell, lambda kills, faults: progress(0, f"{kills} kills, {faults}")
+                )
             else:
                 measure = partial(_memory, Path(folder), name, "digits_mlp" if quick else name.removesuffix("_memory"))
             results.append(measure())

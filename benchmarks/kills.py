@@ -36,10 +36,12 @@ from device_runtime.trainer import Trainer
 from device_runtime.transport import RetryPolicy, Transport
 from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork, client_seed
+from tff_sim.child_process import dies_with_parent
 
 CLIENT = "device"
 SEED = 9  # of the task, as in benchmarks.sides.serving
 _LONGEST_LIFE = 120.0
+_TOLD = 25
 _SEALED = ("progress", "update", "given-up")
 
 
@@ -84,12 +86,12 @@ def kill_devices(
         work: of each round; its seed is the round's own.
         kills: how many.
         seed: of the instants.
-        progress: told after each kill.
+        progress: told now and then how many there were.
 
     Raises:
         BenchmarkError: server or device do not do what they should at all.
     """
-    with tempfile.TemporaryDirectory() as name, _server(bundle, Path(name), work) as url:
+    with tempfile.TemporaryDirectory() as name, serving(bundle, Path(name), work) as url:
         instants = random.Random(seed)  # noqa: S311
         return _Run(bundle, examples, work, Path(name), url, instants).go(kills, progress)
 
@@ -116,7 +118,8 @@ class _Run:
         with proxy(lambda: self._url, self._before, self._after) as url:
             while self._account.kills.total() < kills:
                 self._live(url, killed=True)
-                progress(self._account.kills.total(), f"{len(self._account.faults)} faults")
+                if self._account.kills.total() % _TOLD == 0:
+                    progress(self._account.kills.total(), f"{len(self._account.faults)} faults")
             self._live(url, killed=False)
         self._check_rounds()
         self._account.seconds = time.monotonic() - began
@@ -131,7 +134,12 @@ class _Run:
         # Some instants are rare and matter: those are aimed at.
         self._at = self._rng.choice(["", "", "", "before", "after"]) if killed else ""
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            dies_with_parent(command),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self._life = process
         delay = _LONGEST_LIFE if not killed or self._at else self._rng.uniform(0.0, 2.5)
@@ -221,10 +229,12 @@ class _Run:
 
 
 @contextmanager
-def _server(bundle: Bundle, folder: Path, work: ClientWork) -> Iterator[str]:
+def serving(bundle: Bundle, folder: Path, work: ClientWork) -> Iterator[str]:
+    """A server process with a cohort of one, whose database is in the folder; its URL. It is killed in the end."""
     command = [sys.executable, "-m", "benchmarks.sides.serving", str(bundle.path), str(folder)]
+    command.append(json.dumps(work.to_json()))
     with subprocess.Popen(
-        [*command, json.dumps(work.to_json())], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        dies_with_parent(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stdout is not None
