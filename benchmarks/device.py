@@ -59,9 +59,7 @@ def run_device_benchmarks(
         for done, name in enumerate(names):
             progress(done, name)
             if name == "kills_survived":
-                measure = partial(
-                    _kills, Path(folder), quick, tell, lambda kills, faults: progress(0, f"{kills} kills, {faults}")
-                )
+                measure = partial(_kills, Path(folder), quick, tell, progress)
             else:
                 measure = partial(_memory, Path(folder), name, "digits_mlp" if quick else name.removesuffix("_memory"))
             results.append(measure())
@@ -73,7 +71,10 @@ def _kills(folder: Path, quick: bool, tell: Callable[[str], None], progress: Cal
     bundle = open_bundle(exported("mnist_2nn", folder)[0])
     work = ClientWork(epochs=40, batch_size=10, learning_rate=0.05, codec="q8")
     count = _QUICK_KILLS if quick else KILLS
-    account = kill_devices(bundle, _examples(bundle.manifest.examples, 300), work, count, 0, progress)
+    examples = _examples(bundle.manifest.examples, 300)
+    account = kill_devices(
+        bundle, examples, work, count, 0, lambda kills, faults: progress(0, f"{kills} kills, {faults}")
+    )
     tell(str(account))
     if account.faults:
         raise BenchmarkError(f"after {count} kills: {account.faults[0]} ({len(account.faults)} faults)")
