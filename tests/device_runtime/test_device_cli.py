@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import device_runtime.commands.run
 from device_runtime import __version__, codec
 from device_runtime.bundle import TRAIN_ARTIFACT, WEIGHTS, Bundle
 from device_runtime.cli import main
@@ -211,6 +212,35 @@ def test_rejections_in_a_row_are_told_once(
     ]
 
 
+def test_a_device_that_keeps_trying(
+    script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of an hour after the server failed, four hours after what will not pass so soon; a fifth more or less."""
+    waits: list[float] = []
+    monkeypatch.setattr(device_runtime.commands.run.time, "sleep", waits.append)
+    turned_away = b'{"decision": "reject", "reason": "client"}'
+    damaged = b'{"state": "start", "round_number": 1, "bundle": "..", "work": null}'
+    accepted = b'{"decision": "accept", "round_number": 1, "token": "t"}'
+    script.answers = [
+        (403, b""),
+        (200, turned_away),
+        (200, accepted),
+        (200, damaged),
+        (200, b'{"decision": "complete"}'),
+    ]
+    arguments = run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")
+    assert main([*arguments, "--keep-trying", "--log-json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in told] == ["error", "error", "error", "complete"]
+    assert [event["message"].split(":")[0] for event in told[:3]] == [
+        "check-in", "the server takes no part of population 'digits_mlp' as 'a'", "client work",
+    ]  # fmt: skip
+    assert [event["retry_seconds"] for event in told[:3]] == waits
+    assert len(waits) == 3
+    assert 720 <= waits[0] <= 1080
+    assert all(11_520 <= wait <= 17_280 for wait in waits[1:])
+
+
 def test_a_run_with_a_wrong_url(examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
     assert main(run_arguments("127.0.0.1:80", examples_file(5, 0), tmp_path)) == 2
     assert one_line(capsys) == "server '127.0.0.1:80': expected a URL such as http://127.0.0.1:8080"
@@ -323,6 +353,10 @@ def test_the_version(capsys: Capture) -> None:
         (["selftest", "b", "--threads", "²"], "argument --threads: ² is not a whole number of at least 1"),
         (["selftest", "b", "--threads", "two"], "argument --threads: two is not a whole number of at least 1"),
         (["run", "--timeout", "0"], "argument --timeout: 0 is not a number of seconds above 0"),
+        (["run", "--max-memory", "0"], "argument --max-memory: 0 is not a number of megabytes above 0"),
+        (["run", "--max-memory", "all"], "argument --max-memory: all is not a number of megabytes above 0"),
+        (["train", "b", "--max-seconds", "0"], "argument --max-seconds: 0 is not a number of seconds above 0"),
+        (["run", "--save-every", "0"], "argument --save-every: 0 is not a whole number of at least 1"),
         (["run", "--timeout", "nan"], "argument --timeout: nan is not a number of seconds above 0"),
         (["run", "--retry-seconds", "inf"], "argument --retry-seconds: inf is not a number of seconds above 0"),
         (["run", "--retry-seconds", "soon"], "argument --retry-seconds: soon is not a number of seconds above 0"),

@@ -21,6 +21,8 @@ from device_runtime.errors import InputError, IntegrityError, NetworkError
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
 from device_runtime.participant import Outcome, Participant, Session
 from device_runtime.server_client import ServerClient
+from device_runtime.tensors import sha256
+from device_runtime.weights_cache import WeightsCache
 from device_runtime.work import ClientWork
 from tests.device_runtime.file_server import FileServer, serve_files
 
@@ -169,6 +171,68 @@ def test_a_deadline_that_passes(take_part: Callable[..., list[Session]], start: 
     aborted, _ = take_part(rounds, seconds_a_look=60.0)
     assert aborted == Session(Outcome.ABORTED, 3, "the deadline passed during the training")
     assert rounds.received == []
+
+
+def test_a_round_that_was_given_up_is_not_begun_again(
+    take_part: Callable[..., list[Session]], start: Configuration, sleeps: list[float]
+) -> None:
+    """The server gives the token again until the round is over: it is asked less and less often meanwhile."""
+    work = ClientWork(learning_rate=1e30).to_json()
+    check_ins = [ACCEPT, ACCEPT, ACCEPT, replace(ACCEPT, token="t2"), ACCEPT, COMPLETE]
+    sessions = take_part(Rounds(check_ins, [replace(start, work=work), start], [ReportReply("aborted", "late")]))
+    given_up = Session(Outcome.REJECTED, detail="round_given_up")
+    assert [session.outcome.value for session in sessions] == [
+        "aborted", "rejected", "rejected", "aborted", "rejected", "complete"
+    ]  # fmt: skip
+    assert [sessions[1], sessions[2], sessions[4]] == [given_up] * 3
+    assert sleeps == pytest.approx([0.5, 0.9, 1.8, 0.5, 0.9])
+
+
+def test_an_update_that_the_server_does_not_take_in_time(
+    files: Files, start: Configuration, examples_file: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    now = [0.0]
+
+    class Away(Server):
+        def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+            asked.append(patience)
+            now[0] += 70.0
+            raise NetworkError("no route")
+
+    asked: list[float | None] = []
+    rounds = Rounds([ACCEPT], [start])
+    with DeviceState(tmp_path / "state", Clocks(device=lambda: now[0])) as state:
+        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache", state)
+        clocks = Clocks(device=lambda: now[0])
+        participant = Participant(Away(files, rounds), *arguments, sleep=lambda _: None, clocks=clocks)
+        with pytest.raises(NetworkError, match="no route"):
+            participant.take_part()
+        assert state.update is not None  # it is kept, for there is time left
+        session = participant.take_part()
+        assert state.update is None
+    expected = "the deadline passed before the server took the update: no route"
+    assert session == Session(Outcome.ABORTED, 3, expected)
+    assert asked == [pytest.approx(100.0), pytest.approx(30.0)]
+
+
+def test_weights_are_kept_until_others_come(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    cache, server = WeightsCache(tmp_path / "weights"), files.client()
+    first = digits_bundle.manifest.files[WEIGHTS].sha256
+    files.content[weights_path(sha256(b"second"))] = b"second"
+    assert cache.held is None
+    path = cache.get(first, server, 100_000)
+    assert (path.read_bytes(), cache.held) == (digits_bundle.file(WEIGHTS).read_bytes(), first)
+    files.asked.clear()
+    assert (cache.get(first, server, 100_000), files.asked) == (path, [])
+    path.write_bytes(b"damaged")
+    assert cache.get(first, server, 100_000).read_bytes() == digits_bundle.file(WEIGHTS).read_bytes()
+    with pytest.raises(NetworkError):
+        cache.get("0" * 64, server, 100_000)
+    assert cache.held == first
+    assert cache.get(sha256(b"second"), server, 6).read_bytes() == b"second"
+    assert leftovers(tmp_path / "weights") == [f"{sha256(b'second')}.safetensors"]
+    with pytest.raises(IntegrityError, match=r"^weights '../up': expected hexadecimal digits$"):
+        cache.get("../up", server, 6)
 
 
 def test_work_that_diverges_ends_the_round_and_not_the_device(
