@@ -25,6 +25,7 @@ except ImportError:  # Windows
 _MB = 1e6
 _PER_STEP_BYTE = 2.2  # an interpreter's plan has gaps, grows by copying, and its kernels have room of their own
 _PER_FILE_BYTE = 5.5  # the artifact's operators, as an interpreter keeps them
+_LOADED = 2_500_000  # modules that are loaded on the way
 _RESERVED = 32_000_000  # stacks and heaps that count for the system's limit, and are not in use
 _STATUS = Path("/proc/self/status")
 
@@ -45,7 +46,7 @@ def memory_needed(manifest: Manifest, work: ClientWork, examples: int) -> int:
     largest = max((variable.size for variable in manifest.variables), default=0)
     state = sum(map(math.prod, manifest.optimizer_state))
     variables = 4 * (manifest.parameters * copies + state + 2 * largest)  # one goes in and one out
-    return int(_PER_STEP_BYTE * step + _PER_FILE_BYTE * manifest.files[TRAIN_ARTIFACT].size + variables)
+    return int(_LOADED + _PER_STEP_BYTE * step + _PER_FILE_BYTE * manifest.files[TRAIN_ARTIFACT].size + variables)
 
 
 def require_memory(limits: Limits, manifest: Manifest, work: ClientWork, examples: int) -> None:

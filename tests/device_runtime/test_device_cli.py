@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import device_runtime.commands.run
 from device_runtime import __version__, codec
 from device_runtime.bundle import TRAIN_ARTIFACT, WEIGHTS, Bundle
 from device_runtime.cli import main
@@ -215,19 +214,14 @@ def test_rejections_in_a_row_are_told_once(
 def test_a_device_that_keeps_trying(
     script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quarter of an hour after the server failed, four hours after what will not pass so soon; a fifth more or less."""
+    """A quarter of an hour after the server failed, four hours after what will not pass so soon; ± 20 %."""
     waits: list[float] = []
-    monkeypatch.setattr(device_runtime.commands.run.time, "sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     turned_away = b'{"decision": "reject", "reason": "client"}'
     damaged = b'{"state": "start", "round_number": 1, "bundle": "..", "work": null}'
     accepted = b'{"decision": "accept", "round_number": 1, "token": "t"}'
-    script.answers = [
-        (403, b""),
-        (200, turned_away),
-        (200, accepted),
-        (200, damaged),
-        (200, b'{"decision": "complete"}'),
-    ]
+    complete = b'{"decision": "complete"}'
+    script.answers = [(403, b""), *((200, body) for body in (turned_away, accepted, damaged, complete))]
     arguments = run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")
     assert main([*arguments, "--keep-trying", "--log-json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -32,7 +32,7 @@ def test_what_a_training_needs(digits_bundle: Bundle) -> None:
     manifest = replace(digits_bundle.manifest, footprint=Footprint(1000, 10_000))
     base = memory_needed(manifest, ClientWork(batch_size=10), 100)
     file = manifest.files[TRAIN_ARTIFACT].size
-    assert base == pytest.approx(2.2 * 101_000 + 5.5 * file + 4 * (4810 + 2 * 4096), abs=2)
+    assert base == pytest.approx(2.5e6 + 2.2 * 101_000 + 5.5 * file + 4 * (4810 + 2 * 4096), abs=2)
     assert memory_needed(manifest, ClientWork(batch_size=20), 100) - base == pytest.approx(220_000, abs=2)
     assert memory_needed(manifest, ClientWork(batch_size=None), 15) - base == pytest.approx(110_000, abs=2)
     assert memory_needed(manifest, ClientWork(batch_size=10), 5) - base == pytest.approx(-110_000, abs=2)
