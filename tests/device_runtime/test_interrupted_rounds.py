@@ -336,11 +336,11 @@ def test_a_training_that_takes_too_long_is_given_up_and_not_begun_again(
 
 
 def test_a_bundle_that_does_not_fit_is_refused_before_it_starts(
-    digits_bundle: Bundle, arguments: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+    digits_bundle: Bundle, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    with serving(digits_bundle, tmp_path, WORK) as url:
-        assert main(arguments(url, "--max-memory", "5")) == 2
-    (error,) = events(capsys.readouterr().out)
+    with serving(digits_bundle, tmp_path, WORK) as url, started(arguments(url, "--max-memory", "5")) as device:
+        (error,) = events(device.communicate()[0])
+        assert device.returncode == 2
     assert (error["event"], error["exit_code"]) == ("error", 2)
     assert error["message"].startswith("bundle 'digits_mlp': a training with batches of 5 needs about ")
     assert error["message"].endswith(" MB, --max-memory allows 5")
