@@ -68,9 +68,9 @@ class Deadline:
         return self.at - self.clocks.device()
 
     def to_json(self) -> dict[str, Any]:
-        """For `from_json` of a later process; without a deadline, it is `LONGEST` from now."""
+        """For `from_json` of a later process; it is finite."""
         return {
-            "left": min(self.left, LONGEST),
+            "left": self.left,
             "device": self.clocks.device(),
             "wall": self.clocks.wall(),
             "start": self.clocks.start(),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from device_runtime.bundle import Bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.codec import encode
-from device_runtime.deadline import Clocks, Deadline
+from device_runtime.deadline import LONGEST, Clocks, Deadline
 from device_runtime.device_state import DeviceState, SpooledUpdate
 from device_runtime.errors import InputError, NetworkError, UpdateError
 from device_runtime.examples import load_examples
@@ -279,7 +279,8 @@ class Participant:
         del trainer  # its memory is not needed beside the update's
         release_memory()
         update = encode(trained.collect(), manifest.tensors, manifest.model_id, work.codec, work.seed)
-        return SpooledUpdate(number, token, deadline, trained.metrics["loss"], update)
+        kept = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
+        return SpooledUpdate(number, token, kept, trained.metrics["loss"], update)
 
     def _report(self, update: SpooledUpdate) -> Session:
         number = update.round_number
@@ -323,8 +324,8 @@ class TurnedAwayError(NetworkError):
     """The server takes no part of this population or client; waiting does not change that."""
 
 
-class EndedError(Exception):
-    """The participant was told to end."""
+class EndedError(BaseException):
+    """The participant was told to end; like KeyboardInterrupt, nothing on the way takes it for a failure."""
 
 
 class _GivenUpError(Exception):

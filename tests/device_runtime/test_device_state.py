@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.deadline import LONGEST, Clocks, Deadline, device_clock, device_start
+from device_runtime.deadline import Clocks, Deadline, device_clock, device_start
 from device_runtime.device_state import DeviceState, SpooledUpdate
 from device_runtime.errors import InputError
 from device_runtime.files import Lock
@@ -60,12 +60,6 @@ def test_a_deadline_outlives_a_reboot_by_the_wall_clock(gone: float, left: float
     kept = Deadline.in_seconds(60.0, device.clocks).to_json()
     device.reboot(gone)
     assert Deadline.from_json(kept, device.clocks).left == pytest.approx(left)
-
-
-def test_no_deadline_is_a_day_once_it_is_kept() -> None:
-    device = Device()
-    kept = Deadline.in_seconds(None, device.clocks).to_json()
-    assert Deadline.from_json(kept, device.clocks).left == LONGEST == 86_400
 
 
 def test_the_clocks_of_this_device() -> None:

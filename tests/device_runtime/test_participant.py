@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
+from device_runtime.bundle import MANIFEST, MANIFEST_SIGNATURE, WEIGHTS, Bundle, open_bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.codec import decode
 from device_runtime.deadline import Clocks
 from device_runtime.device_state import DeviceState
 from device_runtime.errors import InputError, IntegrityError, NetworkError
+from device_runtime.files import Lock
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
 from device_runtime.participant import Outcome, Participant, Session
 from device_runtime.server_client import ServerClient
@@ -215,6 +216,25 @@ def test_an_update_that_the_server_does_not_take_in_time(
     assert asked == [pytest.approx(100.0), pytest.approx(30.0)]
 
 
+def test_without_a_deadline_an_update_is_kept_for_a_day(
+    files: Files, start: Configuration, examples_file: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    asked: list[float | None] = []
+
+    class Patient(Server):
+        def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+            asked.append(patience)
+            return ReportReply("accepted")
+
+    work = ClientWork(seed=5).to_json()
+    with DeviceState(tmp_path / "state") as state:
+        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache", state)
+        server = Patient(files, Rounds([ACCEPT], [replace(start, work=work)]))
+        session = Participant(server, *arguments, sleep=lambda _: None).take_part()
+    assert session.outcome is Outcome.REPORTED
+    assert asked == [pytest.approx(86_400, abs=60)]
+
+
 def test_weights_are_kept_until_others_come(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
     cache, server = WeightsCache(tmp_path / "weights"), files.client()
     first = digits_bundle.manifest.files[WEIGHTS].sha256
@@ -393,6 +413,32 @@ def test_a_cache_that_cannot_be_written(files: Files, digits_bundle: Bundle, tmp
     folder = tmp_path / "file" / "cache"
     with pytest.raises(InputError, match=f"^{folder}: can't write it: Not a directory; make room there, or change "):
         BundleCache(folder).get(digits_bundle.identity, files.client())
+
+
+def test_a_bundle_s_download_goes_on_in_another_process(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    """Files that are whole are not asked for again, and of the one that broke off only the rest is."""
+    names = list(digits_bundle.manifest.files)
+    whole = [digits_bundle.file(name).stat().st_size for name in names]
+    files.server.cut = [10**6, whole[0], whole[1], 1000, 0]  # the manifest, which has no signature, then the files
+    with pytest.raises(NetworkError, match=f"/{names[2]}: the answer broke off, {whole[2] - 1000} bytes too early"):
+        BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    files.asked.clear()
+    files.server.ranges.clear()
+    BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    asked = [path.rsplit("/", 1)[1] for path in files.asked]
+    assert asked == [MANIFEST, MANIFEST_SIGNATURE, names[2], names[3]]
+    assert files.server.ranges == ["", "", "bytes=1000-", ""]
+    assert leftovers(tmp_path) == [digits_bundle.identity]
+
+
+@pytest.mark.skipif(not Lock.available, reason="needs locks")
+def test_two_processes_that_download_a_bundle_at_once(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    lock = Lock(tmp_path / f".download-{digits_bundle.identity}.lock")
+    assert lock.acquire()
+    bundle = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert bundle.path == tmp_path / digits_bundle.identity
+    lock.release()
+    assert leftovers(tmp_path) == [digits_bundle.identity]
 
 
 def test_two_devices_may_share_a_cache(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
