@@ -14,7 +14,7 @@ export POCKETFED_RUNTIMES ?= $(LITERT)/bin/python
 # TensorFlow takes a minute to import where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check test-data bench bench-setup clean
+.PHONY: setup demo test check test-data test-arm bench bench-setup clean
 
 setup: .venv/.ready .venv/litert/.ready
 
@@ -44,6 +44,11 @@ test: setup
 test-data: setup
 	$(RUN)pytest -m data
 
+# Tests on emulated ARM processors; needs Debian or Ubuntu with qemu-user-static, and no root.
+test-arm: setup
+	@$(RUN)python -m tests.arm.environment
+	$(RUN)pytest -m arm tests/arm
+
 check: setup
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
@@ -63,4 +68,4 @@ bench-setup: .bench/pytorch/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .uv .bench demo runs dist build
+	rm -rf .venv .uv .bench .arm demo runs dist build

@@ -23,7 +23,7 @@ from cli.options import BUNDLE, client_work
 @click.option("--reporting-timeout", default=180.0, show_default=True, help="Seconds until a round's deadline.")
 @click.option("--retry-seconds", default=5.0, show_default=True, help="When a rejected device may check in again.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds until the task is complete; without it, no end.")
-@click.option("--codec", default="q8", show_default=True, help="How updates are encoded: f32 or q8.")
+@click.option("--codec", default="q8", show_default=True, help="How updates are encoded: f32, f16, q8, q4, q2 or q1.")
 @client_work(epochs=1)
 def serve(
     bundle: Path,

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from device_runtime.bundle import Bundle
 from device_runtime.bundle_cache import BundleCache
-from device_runtime.codec import encode
 from device_runtime.deadline import LONGEST, Clocks, Deadline
 from device_runtime.device_state import DeviceState, SpooledUpdate
 from device_runtime.errors import InputError, NetworkError, UpdateError
@@ -26,6 +25,7 @@ from device_runtime.interpreter import runtime_version
 from device_runtime.limits import Limits, over_memory, release_memory, require_memory
 from device_runtime.messages import CheckIn, Configuration
 from device_runtime.progress import Position, Progress, SavePolicy, examples_digest
+from device_runtime.report import encoded_report
 from device_runtime.server_client import ServerClient
 from device_runtime.trainer import StoppedError, Trainer
 from device_runtime.transport import RetryPolicy
@@ -278,7 +278,7 @@ class Participant:
                 self._training = False
         del trainer  # its memory is not needed beside the update's
         release_memory()
-        update = encode(trained.collect(), manifest.tensors, manifest.model_id, work.codec, work.seed)
+        update = encoded_report(trained, manifest, work)
         kept = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
         return SpooledUpdate(number, token, kept, trained.metrics["loss"], update)
 

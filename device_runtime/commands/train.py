@@ -46,7 +46,7 @@ def add(commands: Subparsers) -> None:
     train.add_argument("--proximal", type=float, default=0.0, metavar="MU", help="FedProx's term (%(default)s)")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="of order and rounding (%(default)s)")
     train.add_argument("--round", type=positive, default=1, metavar="N", help="round it is for (%(default)s)")
-    train.add_argument("--codec", default="f32", metavar="NAME", help="f32 or q8 (%(default)s)")
+    train.add_argument("--codec", default="f32", metavar="NAME", help="f32, f16, q8, q4, q2 or q1 (%(default)s)")
     add_saving(train)
     add_limits(train)
     add_log_json(train)
@@ -56,12 +56,13 @@ def add(commands: Subparsers) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from device_runtime.bundle import WEIGHTS, open_bundle
-    from device_runtime.codec import encode, require_codec
+    from device_runtime.codec import require_codec
     from device_runtime.events import Events
     from device_runtime.examples import load_examples
     from device_runtime.files import file_sha256
     from device_runtime.limits import Limits, cap_memory, over_memory, release_memory, require_memory
     from device_runtime.progress import Position, Progress, SavePolicy, examples_digest
+    from device_runtime.report import encoded_report
     from device_runtime.trainer import StoppedError, Trainer
     from device_runtime.weights import WeightsFile
     from device_runtime.work import ClientWork
@@ -110,14 +111,13 @@ def _train(options: argparse.Namespace) -> int:
             ) from None
         del trainer  # the interpreter's memory is not needed beside the update's
         release_memory()
-        update = trained.collect()
-    encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
+        encoded = encoded_report(trained, manifest, work)
     try:
         options.out.write_bytes(encoded)
     except OSError as error:
         raise InputError(f"{options.out}: can't write the update: {error.strerror}") from None
     progress.discard()
-    loss = update.metrics["loss"]
+    loss = trained.metrics["loss"]
     text = f"{options.out}: {len(encoded)} bytes, {len(examples)} examples, loss {loss:.4f}"
     events.tell("trained", text, file=str(options.out), bytes=len(encoded), examples=len(examples), loss=loss)
     return 0

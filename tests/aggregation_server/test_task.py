@@ -19,7 +19,7 @@ from device_runtime.work import ClientWork
         ({"rounds": 0}, "task: rounds should be at least 1, or none for an endless task, not 0"),
         ({"retry_seconds": 0}, "task: retry_seconds should be above 0 seconds, not 0"),
         ({"poll_seconds": math.nan}, "task: poll_seconds should be above 0 seconds, not nan"),
-        ({"work": ClientWork(codec="zip")}, "unknown codec 'zip'; known codecs: f32, q8"),
+        ({"work": ClientWork(codec="zip")}, "unknown codec 'zip'; known codecs: f32, f16, q8, q4, q2, q1"),
     ],
 )
 def test_a_field_out_of_range_is_named(fields: dict[str, Any], message: str) -> None:

@@ -277,7 +277,7 @@ def test_train_starts_from_the_weights_it_is_given(
         (["--weights", "{tmp}/other"], 4, "{tmp}/other: these are the weights of another model (missing: "),
         (["--weights", "{tmp}/no"], 2, "{tmp}/no: can't read the weights: No such file or directory"),
         (["--out", "{tmp}/no/out"], 2, "{tmp}/no/out: can't write the update: No such file or directory"),
-        (["--codec", "q3"], 2, "unknown codec 'q3'; known codecs: f32, q8"),
+        (["--codec", "q3"], 2, "unknown codec 'q3'; known codecs: f32, f16, q8, q4, q2, q1"),
         (["--epochs", "0"], 2, "client work: epochs should be a whole number of at least 1, not 0"),
         (["--lr", "0"], 2, "client work: learning_rate should be a finite number above 0, not 0.0"),
     ],

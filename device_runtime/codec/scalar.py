@@ -1,0 +1,113 @@
+"""`q8` and `q4`: every value rounded to one of 2**b levels, shifted at random by an amount that both sides know.
+
+Subtractive dither: with a step Δ and a shift u, uniform in [0, 1), the value x is sent as q = ⌊x/Δ + u − ½⌋ and read
+as (q + 1 − u)·Δ. The error is uniform in ±Δ/2 whatever x is: nothing on average, and Δ²/12 squared, half of what
+rounding at random costs (Roberts 1962; Schuchman 1964). One u serves a block of 32 values: what has to be independent
+is the errors of different clients.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from device_runtime.codec.levels import (
+    BLOCK,
+    LevelWriter,
+    are_finite,
+    blocks_of,
+    levels_size,
+    pack_nibbles,
+    read_levels,
+    scales_of,
+)
+from device_runtime.codec.randomness import Draws
+from device_runtime.codec.rotation import CHUNK
+from device_runtime.codec.total import Total
+from device_runtime.tensors import FloatArray
+
+
+class DitheredLevels:
+    """The values of one update.
+
+    Block i of n blocks holds the values i, i + n, i + 2n, … of its chunk: a chunk is a matrix whose columns are blocks.
+
+    Args:
+        bits: 8 or 4.
+        draws: the update's random numbers: one a block.
+    """
+
+    def __init__(self, bits: int, draws: Draws) -> None:
+        self._bits = bits
+        self._lowest = np.float32(-(2 ** (bits - 1)))
+        # 2**bits levels and a shift of up to one: values from −(2**bits − 1)/2 to +(2**bits − 1)/2 steps have a level.
+        self._half = np.float32((2**bits - 1) / 2)
+        self._draws = draws
+        self._levels = LevelWriter()
+
+    @staticmethod
+    def size(bits: int, elements: int) -> int:
+        """Bytes of so many values."""
+        whole, rest = divmod(elements, CHUNK)
+        return whole * (CHUNK * bits // 8) + -(-rest * bits // 8) + levels_size(elements)
+
+    def encode(self, values: FloatArray) -> bytes:
+        """The codes of the next chunk, a flat float32 array; it is overwritten."""
+        columns = blocks_of(values.size)
+        matrix = _columns(values, columns)
+        inverse = self._levels.choose(np.maximum(matrix.max(axis=0), -matrix.min(axis=0)))
+        matrix *= inverse * self._half
+        matrix += self._draws.coarse(columns) - np.float32(0.5)
+        np.floor(matrix, out=matrix)
+        np.clip(matrix, self._lowest, -1 - self._lowest, out=matrix)  # rounding may carry the largest over the edge
+        flat = matrix.reshape(-1)[: values.size]
+        if self._bits == 8:
+            return flat.astype(np.int8).tobytes()
+        return pack_nibbles((flat - self._lowest).astype(np.uint8)).tobytes()
+
+    def finish(self) -> bytes:
+        """What stands behind the codes."""
+        return self._levels.written()
+
+    def add(self, payload: memoryview, total: Total, factor: float) -> None:
+        """Add `factor` times the values to the total."""
+        size = total.values.size
+        exponents, levels = read_levels(payload, size)
+        matrix = np.empty(min(CHUNK, BLOCK * levels.size), np.float32)
+        for number, exponent in enumerate(exponents):
+            part = total.values[number * CHUNK : (number + 1) * CHUNK]
+            columns = blocks_of(part.size)
+            blocks = slice(number * CHUNK // BLOCK, number * CHUNK // BLOCK + columns)
+            steps = (scales_of(exponent) * np.float32(factor) / self._half)[levels[blocks]]
+            values = matrix[: BLOCK * columns]
+            self._read(payload, number * CHUNK, values[: part.size])
+            values[part.size :] = 0
+            table = values.reshape(BLOCK, columns)
+            table *= steps
+            part += values[: part.size]
+            shift = np.float32(1) - self._draws.coarse(columns)
+            if self._bits == 4:  # its codes start at 0
+                shift += self._lowest
+            total.offsets[blocks] += shift * steps
+
+    @staticmethod
+    def finite(payload: memoryview, elements: int) -> bool:
+        """Whether all values are finite."""
+        return are_finite(payload, elements)
+
+    def _read(self, payload: memoryview, place: int, values: FloatArray) -> None:
+        """The codes of the chunk that starts at `place`."""
+        if self._bits == 8:
+            values[:] = np.frombuffer(payload, np.int8, values.size, place)
+            return
+        half = -(-values.size // 2)
+        codes = np.frombuffer(payload, np.uint8, half, place // 2)
+        values[:half] = codes & 15
+        values[half:] = codes[: values.size - half] >> 4
+
+
+def _columns(values: FloatArray, columns: int) -> FloatArray:
+    if values.size == BLOCK * columns:
+        return values.reshape(BLOCK, columns)
+    padded = np.zeros(BLOCK * columns, np.float32)
+    padded[: values.size] = values
+    return padded.reshape(BLOCK, columns)
