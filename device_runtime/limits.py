@@ -1,8 +1,8 @@
 """What a device may spend on a round: memory and time.
 
-The need for memory is estimated from the manifest before an artifact is loaded. The factors are measured
-(docs/device.md): they hold for tflite-runtime 2.14 to about a tenth. What was estimated too low meets a hard limit of
-the system, which makes an allocation fail instead of driving the device into its swap.
+The need for memory is estimated from the manifest before an artifact is loaded. The factors are measured,
+for tflite-runtime 2.14 (docs/performance.md), and err on the side of too much. What was estimated too low meets a hard
+limit of the system, which makes an allocation fail instead of driving the device into its swap.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def memory_needed(manifest: Manifest, work: ClientWork, examples: int) -> int:
     """About the bytes that a process needs for this training, beside what it holds before it loads the artifact."""
     batch = min(work.batch_size or examples, examples)
     step = manifest.footprint.fixed + manifest.footprint.per_example * batch
-    copies = 3 if work.proximal > 0 else 1  # the proximal term has a centre, and a pull
+    copies = 4 if work.proximal > 0 else 1  # the proximal term has a centre and a pull, and what they are made of
     largest = max((variable.size for variable in manifest.variables), default=0)
     state = sum(map(math.prod, manifest.optimizer_state))
     variables = 4 * (manifest.parameters * copies + state + 2 * largest)  # one goes in and one out
