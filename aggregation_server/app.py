@@ -84,7 +84,8 @@ def create_app(coordinator: Coordinator) -> FastAPI:
         token = _token(request)
         if token is None:
             return _error(401, "missing_token", _NO_TOKEN)
-        return _json(coordinator.configuration(token).to_json())
+        holds = request.query_params.get(messages.HOLDS, "")
+        return _json(coordinator.configuration(token, holds).to_json())
 
     @app.post(messages.REPORT)
     async def report(request: Request) -> Response:
@@ -130,6 +131,13 @@ def create_app(coordinator: Coordinator) -> FastAPI:
         part = data if asked is None else data[asked.start : asked.stop]
         coordinator.downloaded(len(part))
         return _part(part, asked, len(data), _IMMUTABLE | {"ETag": etag, "Accept-Ranges": "bytes"})
+
+    @app.get(messages.encoded_weights_path("{identity}"))
+    async def encoded_weights(identity: str) -> Response:
+        data = coordinator.encoded_weights(identity)
+        if data is None:
+            return _error(404, "not_found", "no encoded form of this version of the weights")
+        return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
 
     @app.get(messages.STATUS)
     async def status() -> Response:

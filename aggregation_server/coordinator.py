@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aggregation_server.aggregate import Aggregate
+from aggregation_server.downlink import Downlink
 from aggregation_server.history import Counts, Outcome, RoundRecord
 from aggregation_server.rounds import Phase, Round
 from aggregation_server.state import ServerState
@@ -67,6 +68,8 @@ class Coordinator:
         self._clock = clock
         self._new_token = new_token
         self._rng = rng or random.SystemRandom()
+        manifest = bundle.manifest
+        self._downlink = Downlink(manifest.tensors, manifest.model_id, task.downlink, task.seed)
         self._load()
         if self._state.round_number:
             logger.info("going on after round %d%s", self._state.round_number, "; complete" if self.complete else "")
@@ -103,8 +106,12 @@ class Coordinator:
         self._counts.reject(reply.reason)
         return replace(reply, retry_after_seconds=self._jittered(self.task.retry_seconds))
 
-    def configuration(self, token: str) -> Configuration:
+    def configuration(self, token: str, holds: str = "") -> Configuration:
         """The work of an accepted device, once its round has started.
+
+        Args:
+            token: of its acceptance.
+            holds: identity of the weights that it has already; empty for none.
 
         A token that this server does not know, such as one from before a restart, is answered ``aborted`` like
         one whose round is over: either way the device checks in again.
@@ -117,11 +124,14 @@ class Coordinator:
             return Configuration("aborted")
         seed = client_seed(self.task.seed, current.number, current.cohort[token])
         work = replace(self.task.work, seed=seed, deadline_seconds=current.deadline - now)
+        route = self._downlink.route(holds, self._state.identity, len(self._state.data))
         return Configuration(
             "start",
             round_number=current.number,
             bundle=self.bundle.identity,
             weights=self._state.identity,
+            base=route.base,
+            versions=list(route.versions),
             work=work.to_json(),
         )
 
@@ -179,6 +189,12 @@ class Coordinator:
         """Count bytes of a bundle or of weights that go to a device."""
         self._counts.download_bytes += size
 
+    def encoded_weights(self, identity: str) -> bytes | None:
+        """The encoded form of this version, counted as a download; None where there is none."""
+        data = self._downlink.encoded(identity)
+        self._counts.download_bytes += len(data or b"")
+        return data
+
     def status(self) -> dict[str, Any]:
         """What the status page says, as JSON; docs/protocol.md describes the keys."""
         self._advance()
@@ -191,6 +207,7 @@ class Coordinator:
                 "bundle": self.bundle.identity,
                 "work": self.task.work.to_json(),
                 "seed": self.task.seed,
+                "downlink": self.task.downlink,
                 "rounds": self.task.rounds,
                 "cohort_size": config.cohort_size,
                 **asdict(config),
@@ -226,7 +243,7 @@ class Coordinator:
 
     def _commit(self, now: float) -> None:
         try:
-            state = self._state.after(self._aggregate.result(), self.bundle.manifest.tensors)
+            state, encoded = self._downlink.next(self._state, self._aggregate.result())
         except IntegrityError as error:
             logger.warning("round %d: %s", self._round.number, error)
             self._round = self._round.abandoned("non_finite", now)
@@ -244,6 +261,7 @@ class Coordinator:
             return None
         self._round = self._round.committed(now)
         self._state = state
+        self._downlink.remember(state.identity, encoded)
         logger.info("round %d committed: %d reports, loss %s", record.number, record.clients, record.loss)
         return self._finish(record, now)
 

@@ -41,6 +41,18 @@ class ServerState:
         """
         return cls(round_number, load_weights(data, specs, "stored weights"), data)
 
+    @classmethod
+    def of(cls, round_number: int, weights: Weights, specs: Sequence[TensorSpec]) -> ServerState:
+        """The state with these weights.
+
+        Raises:
+            IntegrityError: a weight is not finite.
+        """
+        for tensor, spec in zip(weights, specs, strict=True):
+            if not np.isfinite(tensor).all():
+                raise IntegrityError(f"new weights: tensor {spec.name!r} holds values that are not finite")
+        return cls(round_number, weights, dump_weights(weights, specs))
+
     def after(self, mean_delta: Weights, specs: Sequence[TensorSpec]) -> ServerState:
         """FedAvg's server step: w_{t+1} = w_t + Σ n_k·delta_k / Σ n_k.
 
@@ -49,7 +61,4 @@ class ServerState:
         """
         with np.errstate(over="ignore"):
             weights = tuple(w + delta for w, delta in zip(self.weights, mean_delta, strict=True))
-        for tensor, spec in zip(weights, specs, strict=True):
-            if not np.isfinite(tensor).all():
-                raise IntegrityError(f"new weights: tensor {spec.name!r} holds values that are not finite")
-        return ServerState(self.round_number + 1, weights, dump_weights(weights, specs))
+        return ServerState.of(self.round_number + 1, weights, specs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from aggregation_server.downlink import require_downlink
 from aggregation_server.rounds import RoundConfig
 from device_runtime.codec import require_codec
 from device_runtime.errors import InputError
@@ -24,6 +25,7 @@ class Task:
         seed: of all clients' work.
         rounds: committed rounds after which the task is complete; None is endless.
         retry_seconds: when a rejected device is told to check in again, ± 20 %.
+        downlink: how new weights travel to the devices, one of `aggregation_server.downlink.DOWNLINKS`.
         poll_seconds: when a waiting device is told to ask for its configuration again, ± 20 %.
     """
 
@@ -34,9 +36,11 @@ class Task:
     rounds: int | None = None
     retry_seconds: float = 5.0
     poll_seconds: float = 0.2
+    downlink: str = "f32"
 
     def __post_init__(self) -> None:
         require_codec(self.work.codec)
+        require_downlink(self.downlink)
         if self.rounds is not None and self.rounds < 1:
             raise InputError(f"task: rounds should be at least 1, or none for an endless task, not {self.rounds}")
         for name, value in (("retry_seconds", self.retry_seconds), ("poll_seconds", self.poll_seconds)):

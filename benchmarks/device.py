@@ -105,4 +105,4 @@ def _examples(specs: tuple[TensorSpec, TensorSpec], count: int) -> Examples:
         shape = (count, *(size or 1 for size in spec.shape[1:]))
         return rng.random(shape, np.float32) if spec.dtype == "float32" else rng.integers(0, 10, shape, np.int32)
 
-    return Examples(*map(make, specs))
+    return Examples(make(specs[0]), make(specs[1]))

@@ -24,6 +24,12 @@ from cli.options import BUNDLE, client_work
 @click.option("--retry-seconds", default=5.0, show_default=True, help="When a rejected device may check in again.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds until the task is complete; without it, no end.")
 @click.option("--codec", default="q8", show_default=True, help="How updates are encoded: f32, f16, q8, q4, q2 or q1.")
+@click.option(
+    "--downlink",
+    default="f32",
+    show_default=True,
+    help="How weights travel: f32 or f16 whole; q8, q4, q2 or q1 as the difference to the version before.",
+)
 @client_work(epochs=1)
 def serve(
     bundle: Path,
@@ -39,6 +45,7 @@ def serve(
     retry_seconds: float,
     rounds: int | None,
     codec: str,
+    downlink: str,
     epochs: int,
     batch_size: int | None,
     learning_rate: float,
@@ -74,6 +81,7 @@ def serve(
         seed=seed,
         rounds=rounds,
         retry_seconds=retry_seconds,
+        downlink=downlink,
     )
     store = db or f"sqlite:///pocketfed-{opened.manifest.name}.db"
     run_server(opened, task, store, host, port, lambda url: click.echo(f"listening on {url}"))

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from device_runtime import __version__
-from device_runtime.commands import run, selftest, train
+from device_runtime.commands import conditions, data, run, selftest, train
 from device_runtime.commands.options import EXIT_CODES
 from device_runtime.errors import PocketfedError
 
-_COMMANDS = (run, train, selftest)
+_COMMANDS = (run, train, selftest, data, conditions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

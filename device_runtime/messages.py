@@ -7,7 +7,7 @@ docs/protocol.md describes the exchange.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 CHECK_IN = "/v1/check-in"
@@ -15,6 +15,7 @@ CONFIGURATION = "/v1/configuration"
 REPORT = "/v1/report"
 STATUS = "/v1/status"
 LATEST_WEIGHTS = "/v1/weights/latest"
+HOLDS = "holds"  # query of a configuration: the weights that the device has already
 
 
 def bundle_path(identity: str, name: str) -> str:
@@ -25,6 +26,11 @@ def bundle_path(identity: str, name: str) -> str:
 def weights_path(identity: str) -> str:
     """Path of weights by their content hash."""
     return f"/v1/weights/{identity}"
+
+
+def encoded_weights_path(identity: str) -> str:
+    """Path of a version's encoded form, by the content hash of the weights."""
+    return f"/v1/weights/{identity}/encoded"
 
 
 class _Message:
@@ -77,6 +83,9 @@ class Configuration(_Message):
         bundle: identity (SHA-256 of the manifest) of the bundle to train with.
         weights: content hash (SHA-256) of the weights to start from.
         work: a `ClientWork` as JSON.
+        base, versions: how the device gets the weights in fewer bytes: it adds the encoded values of each of these
+            versions, in this order, to the version `base`, which it said that it holds, or to zeros where that is
+            empty. No versions: it fetches the whole file.
     """
 
     state: Literal["wait", "start", "aborted"]
@@ -85,6 +94,8 @@ class Configuration(_Message):
     bundle: str = ""
     weights: str = ""
     work: dict[str, Any] | None = None
+    base: str = ""
+    versions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from device_runtime.bundle import Bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.deadline import LONGEST, Clocks, Deadline
 from device_runtime.device_state import DeviceState, SpooledUpdate
+from device_runtime.eligibility.conditions import Conditions
 from device_runtime.errors import InputError, NetworkError, UpdateError
 from device_runtime.examples import load_examples
 from device_runtime.interpreter import runtime_version
 from device_runtime.limits import Limits, over_memory, release_memory, require_memory
 from device_runtime.messages import CheckIn, Configuration
-from device_runtime.progress import Position, Progress, SavePolicy, examples_digest
+from device_runtime.progress import Position, Progress, SavePolicy, kept_task
 from device_runtime.report import encoded_report
 from device_runtime.server_client import ServerClient
 from device_runtime.trainer import StoppedError, Trainer
@@ -40,14 +41,6 @@ _HEADER_ROOM = 1 << 16  # what a weights file may have beyond the tensors' bytes
 _GIVEN_UP = RetryPolicy(first_wait=1.0, longest_wait=60.0)  # of asking whether a round is over that was given up
 
 DEADLINE_PASSED = "the deadline passed during the training"
-
-
-class Conditions(Protocol):
-    """Whether a device may work now: idle, charging, on an unmetered network, cool."""
-
-    def unmet(self) -> str | None:
-        """What is not so, in a few words; None where it may work. Asked after each training step, so it is quick."""
-        ...
 
 
 class Outcome(enum.Enum):
@@ -95,7 +88,7 @@ class Participant:
         server: where to check in.
         population: the population to take part in.
         client: this device's name there.
-        data: ``.npz`` file with the local examples; checked against each bundle.
+        data: file with the local examples, ``.npz`` or a local store; checked against each bundle.
         cache: folder for downloaded bundles.
         state: what is remembered of a round.
         habits: how it works.
@@ -233,7 +226,10 @@ class Participant:
             UpdateError: the training diverged.
         """
         manifest, number, limits = bundle.manifest, configuration.round_number, self._habits.limits
-        examples = load_examples(self._data, manifest)
+        kept = kept_task(self._state.progress)
+        # Of a store that has grown meanwhile, a training that goes on takes what it began with.
+        through = kept.get("last") if kept.get("token") == token else None
+        examples = load_examples(self._data, manifest, through)
         require_memory(limits, manifest, work, len(examples))
         trainer = Trainer(bundle, self._habits.threads)
         notice = partial(self._notice, round=number)
@@ -243,7 +239,8 @@ class Participant:
             "bundle": bundle.identity,
             "weights": configuration.weights,
             "work": replace(work, deadline_seconds=None).to_json(),
-            "examples": examples_digest(examples),
+            "examples": examples.identity,
+            "last": examples.last,
         }
         progress = Progress(
             self._state.progress, task, trainer.variable_sizes, self._habits.save, self._clocks.device, notice
@@ -279,8 +276,8 @@ class Participant:
         del trainer  # its memory is not needed beside the update's
         release_memory()
         update = encoded_report(trained, manifest, work)
-        kept = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
-        return SpooledUpdate(number, token, kept, trained.metrics["loss"], update)
+        until = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
+        return SpooledUpdate(number, token, until, trained.metrics["loss"], update)
 
     def _report(self, update: SpooledUpdate) -> Session:
         number = update.round_number

@@ -8,7 +8,6 @@ taken, and its update is the same to the bit.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,8 @@ from typing import Any
 import numpy as np
 
 from device_runtime.errors import InputError, IntegrityError
-from device_runtime.examples import Examples
 from device_runtime.sealed import open_sealed, remove, seal
 from device_runtime.tensors import FloatArray
-
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -150,19 +146,14 @@ class Progress:
         remove(self._path)
 
 
-def examples_digest(examples: Examples) -> str:
-    """SHA-256 over dtype, shape and bytes of x and y: a training goes on with the examples that it began with alone."""
-    digest = hashlib.sha256()
-    for array in (examples.x, examples.y):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        for piece in _pieces(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(data: Any) -> Iterator[Any]:
-    for start in range(0, len(data), _PIECE):
-        yield data[start : start + _PIECE]
+def kept_task(path: Path) -> dict[str, Any]:
+    """What the training is of whose progress is kept at `path`; empty where there is none."""
+    sealed = open_sealed(path)
+    if sealed is None:
+        return {}
+    with sealed:
+        task = sealed.header.get("task")
+    return task if isinstance(task, dict) else {}
 
 
 def _position(header: Mapping[str, Any]) -> Position | None:

@@ -93,6 +93,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= _LONGEST_WAIT
     if annotation is str:  # tokens and identities go into headers and paths
         return isinstance(value, str) and value.isprintable()
+    if get_origin(annotation) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(annotation)[0]) for item in value)
     if annotation is int:
         return isinstance(value, int) and value >= 0
     return value is None or isinstance(value, dict)

@@ -67,7 +67,8 @@ class TurnedPoints:
         return -(-elements // (2 * dimensions)) + levels_size(elements)
 
     def encode(self, values: FloatArray) -> bytes:
-        """The codes of the next chunk, a flat float32 array."""
+        """The codes of the next chunk, a flat float32 array; it is overwritten."""
+        self._levels.normalise(values)
         size, width = values.size, self._dimensions
         blocks, groups = blocks_of(size), -(-size // width)
         padded = np.zeros((blocks * BLOCK // width, width), np.float32)
@@ -99,14 +100,14 @@ class TurnedPoints:
         codes = np.frombuffer(payload, np.uint8, -(-size // pair))
         places = np.repeat(levels.astype(np.uint16) << 8, BLOCK // pair)[: codes.size] | codes
         tables: dict[int, npt.NDArray[np.void]] = {}
-        values = np.empty(_PIECE, f"V{4 * pair}")
         for start in range(0, codes.size, _PIECE):
             place = start * pair
             exponent = exponents[place // CHUNK]
             if exponent not in tables:  # chunks are often alike
                 tables[exponent] = self._table(exponent, factor)
             chosen = places[start : start + _PIECE]
-            found = np.take(tables[exponent], chosen, out=values[: chosen.size], mode="clip")
+            # The faster way is another one for each size of items.
+            found = tables[exponent][chosen] if pair == 4 else tables[exponent].take(chosen)
             part = total.values[place : place + _PIECE * pair]
             part += found.view(np.float32)[: part.size]
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from device_runtime.codec.levels import normalise
 from device_runtime.codec.randomness import Draws
 from device_runtime.codec.rotation import CHUNK
 from device_runtime.codec.total import Total
 from device_runtime.errors import UpdateError
 from device_runtime.tensors import FloatArray
-
-# As in `device_runtime.codec.levels`: a chunk below the first is zeros, and so is a value below the second.
-_LEAST = np.float32(2.0**-60)
-_NOTHING = np.float32(2.0**-100)
 
 
 class Single:
@@ -66,13 +63,9 @@ class Half:
 
     def encode(self, values: FloatArray) -> bytes:
         """The bytes of the next chunk, a flat float32 array; it is overwritten."""
-        largest = max(values.max(), -values.min())
-        if not np.isfinite(largest):
-            raise UpdateError("non_finite", "update: holds values that are not finite")
-        exponent = int(np.frexp(largest)[1]) - self._LARGEST if largest >= _LEAST else 0
-        values[np.abs(values) < (_NOTHING if largest >= _LEAST else _LEAST)] = 0
-        self._units.append(2.0**exponent)
-        np.ldexp(values, -exponent, out=values)
+        power = normalise(values)
+        np.ldexp(values, self._LARGEST, out=values)
+        self._units.append(2.0 ** (power - self._LARGEST))
         # Distance of float16's neighbours around each value, as a power of two.
         spacing = np.maximum(np.frexp(values)[1] - 1, self._SMALLEST) - self._DIGITS
         steps = np.ldexp(values, -spacing)

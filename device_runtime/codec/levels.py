@@ -20,9 +20,9 @@ BLOCK = 32
 # 2**(j/8) to float32's precision; a power of two more or less changes no digit.
 _EIGHTHS = np.array([1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081], np.float32)
 _TOP = 15
-_LARGEST = 480  # exponent: values are below 2**60, so that neither squares nor sums overflow; below 2**-60 they are 0
-_NOTHING = np.float32(2.0**-100)  # less is zero, also where a processor takes denormal numbers for it
-_MAGNITUDES = np.float32(2.0**-60), np.float32(2.0**60)
+# Values are below 2**60, so that no sum of many overflows, and a chunk below 2**-60 is zeros.
+_POWERS = 60
+_LARGEST_EXPONENT = 8 * (_POWERS + 2)  # a group's length may be twice its largest value
 
 
 def blocks_of(elements: int) -> int:
@@ -47,31 +47,29 @@ class LevelWriter:
     """Chooses levels, chunk by chunk, and remembers them."""
 
     def __init__(self) -> None:
+        self._power = 0
         self._exponents: list[int] = []
         self._levels: list[Bytes] = []
 
-    def choose(self, magnitudes: FloatArray) -> FloatArray:
-        """One over the scale of each of the next chunk's blocks, the smallest that holds it; 0 for nothing but zeros.
-
-        Args:
-            magnitudes: the largest of each block, float32 [blocks], ≥ 0.
+    def normalise(self, values: FloatArray) -> None:
+        """Divide the next chunk by a power of two, in place: its largest value comes to between ½ and 1.
 
         Raises:
-            UpdateError: a magnitude is not finite, or 2**60 and above (reason ``non_finite``).
+            UpdateError: a value is not finite, or 2**60 and above (reason ``non_finite``).
         """
-        largest = magnitudes.max()
-        if not largest < _MAGNITUDES[1]:
-            raise UpdateError("non_finite", "update: holds values that are not finite, or too large to be encoded")
-        if largest < _MAGNITUDES[0]:
-            self._exponents.append(0)
-            self._levels.append(np.zeros(magnitudes.size, np.uint8))
-            return np.zeros_like(magnitudes)
-        digits, power = np.frexp(largest)
-        exponent = 8 * (int(power) - 1) + int(np.searchsorted(_EIGHTHS, 2 * digits))
+        self._power = normalise(values)
+
+    def choose(self, magnitudes: FloatArray) -> FloatArray:
+        """One over the scale of each of the chunk's blocks, the smallest that holds it; 0 for nothing but zeros.
+
+        Args:
+            magnitudes: the largest of each block, normalised, float32 [blocks], ≥ 0.
+        """
+        digits, power = np.frexp(magnitudes.max())
+        exponent = 8 * (int(power) - 1) + int(np.searchsorted(_EIGHTHS, 2 * digits)) if digits else 0
         scales = scales_of(exponent)
         levels = np.searchsorted(scales, magnitudes).astype(np.uint8)
-        levels[magnitudes < _NOTHING] = 0
-        self._exponents.append(exponent)
+        self._exponents.append(exponent + 8 * self._power)
         self._levels.append(levels)
         return np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)[levels]
 
@@ -92,7 +90,28 @@ def read_levels(payload: memoryview, elements: int) -> tuple[list[int], Bytes]:
 
 def are_finite(payload: memoryview, elements: int) -> bool:
     """Whether the exponents at the end of a payload are such as an encoder writes."""
-    return all(abs(exponent) <= _LARGEST for exponent in read_levels(payload, elements)[0])
+    return all(abs(exponent) <= _LARGEST_EXPONENT for exponent in read_levels(payload, elements)[0])
+
+
+def normalise(values: FloatArray) -> int:
+    """Divide by a power of two, 2**p, in place, so that the largest magnitude comes to between ½ and 1; p.
+
+    Values below 2**-100 of it become zeros: some processors take the smallest numbers of float32 for zeros, and then
+    all do.
+
+    Raises:
+        UpdateError: a value is not finite, or 2**60 and above (reason ``non_finite``).
+    """
+    largest = max(values.max(), -values.min())
+    if not largest < 2.0**_POWERS:
+        raise UpdateError("non_finite", "update: holds values that are not finite, or too large to be encoded")
+    power = int(np.frexp(largest)[1])
+    if largest < 2.0**-_POWERS:
+        values[:] = 0
+        return 0
+    np.ldexp(values, -power, out=values)
+    values[np.abs(values) < np.float32(2.0**-100)] = 0
+    return power
 
 
 def pack_nibbles(values: Bytes) -> Bytes:

@@ -52,6 +52,7 @@ class DitheredLevels:
 
     def encode(self, values: FloatArray) -> bytes:
         """The codes of the next chunk, a flat float32 array; it is overwritten."""
+        self._levels.normalise(values)
         columns = blocks_of(values.size)
         matrix = _columns(values, columns)
         inverse = self._levels.choose(np.maximum(matrix.max(axis=0), -matrix.min(axis=0)))

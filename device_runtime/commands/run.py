@@ -8,10 +8,12 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_runtime.commands.conditions import add_conditions, conditions
 from device_runtime.commands.options import (
     EXIT_CODES,
     add_limits,
@@ -26,7 +28,7 @@ from device_runtime.commands.options import (
 from device_runtime.errors import InputError, NetworkError, PocketfedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from device_runtime.commands.options import Subparsers
     from device_runtime.events import Events
@@ -46,7 +48,9 @@ def add(commands: Subparsers) -> None:
     )
     run.set_defaults(command=_run)
     run.add_argument("--server", required=True, metavar="URL", help="the server, such as http://192.0.2.1:8080")
-    run.add_argument("--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y")
+    run.add_argument(
+        "--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y, or a local store"
+    )
     run.add_argument("--population", required=True, metavar="NAME", help="the population, by default a model's name")
     run.add_argument("--client", default=socket.gethostname(), metavar="NAME", help="this device's name (%(default)s)")
     run.add_argument("--cache", type=Path, metavar="DIR", help="for bundles (~/.cache/pocketfed-device)")
@@ -70,6 +74,7 @@ def add(commands: Subparsers) -> None:
     add_saving(run)
     add_limits(run)
     add_log_json(run)
+    add_conditions(run)
     add_threads(run)
     add_trusted_keys(run)
 
@@ -91,7 +96,8 @@ def _run(options: argparse.Namespace) -> int:
     server = ServerClient(Transport(options.server, options.timeout, retry))
     cache: Path = options.cache or _default_cache()
     limits = Limits(options.max_memory, options.max_seconds)
-    habits = Habits(options.threads, SavePolicy(options.save_every, options.save_seconds), limits)
+    save = SavePolicy(options.save_every, options.save_seconds)
+    habits = Habits(options.threads, save, limits, conditions(options))
     # Several devices may share the folder, as they may the cache.
     own = sha256(canonical_json([options.population, options.client]))[:16]
     keys = trusted(options)
@@ -100,13 +106,25 @@ def _run(options: argparse.Namespace) -> int:
             server, options.population, options.client, options.data, cache, state, habits, keys, events.tell
         )
         cap_memory(limits)
-        with contextlib.suppress(ValueError):  # it is not the main thread, which signals go to
-            signal.signal(signal.SIGTERM, lambda *_: participant.end())
         try:
-            _take_part(participant, options.rounds, _teller(events), options.keep_trying, events)
+            with _told_to_end(participant):
+                _take_part(participant, options.rounds, _teller(events), options.keep_trying, events)
         except EndedError:
             events.tell("ended", "ended, as it was told to")
     return 0
+
+
+@contextlib.contextmanager
+def _told_to_end(participant: Participant) -> Iterator[None]:
+    """SIGTERM is told to the participant, within the context."""
+    if threading.current_thread() is not threading.main_thread():  # which signals go to
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: participant.end())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _take_part(

@@ -35,7 +35,9 @@ def add(commands: Subparsers) -> None:
     )
     train.set_defaults(command=_train)
     add_bundle(train)
-    train.add_argument("--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y")
+    train.add_argument(
+        "--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y, or a local store"
+    )
     train.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the encoded update goes")
     train.add_argument("--weights", type=Path, metavar="FILE", help="start from these weights (the bundle's own)")
     train.add_argument("--epochs", type=int, default=1, metavar="E", help="passes over the examples (%(default)s)")
@@ -61,7 +63,7 @@ def _train(options: argparse.Namespace) -> int:
     from device_runtime.examples import load_examples
     from device_runtime.files import file_sha256
     from device_runtime.limits import Limits, cap_memory, over_memory, release_memory, require_memory
-    from device_runtime.progress import Position, Progress, SavePolicy, examples_digest
+    from device_runtime.progress import Position, Progress, SavePolicy
     from device_runtime.report import encoded_report
     from device_runtime.trainer import StoppedError, Trainer
     from device_runtime.weights import WeightsFile
@@ -97,7 +99,7 @@ def _train(options: argparse.Namespace) -> int:
             "weights": file_sha256(weights_file),
             "work": work.to_json(),
             "round": options.round,
-            "examples": examples_digest(examples),
+            "examples": examples.identity,
         }
         policy = SavePolicy(options.save_every, options.save_seconds)
         beside = options.out.with_name(f"{options.out.name}.progress")

@@ -28,16 +28,21 @@ def _trained(bundle: Bundle, examples: Examples) -> Weights:
     return Trainer(bundle).train(bundle.initial_weights(), examples, ClientWork(epochs=2), 1).collect().delta
 
 
-def _extreme() -> Weights:
-    """Values that processors treat differently, if anything: subnormal, huge, of both signs; and odd sizes."""
+def _extreme(kind: str) -> Weights:
+    """Values that processors treat differently, if anything."""
     rng = np.random.default_rng(0)
     normal = rng.standard_normal(1537).astype(np.float32)
-    return (
+    if kind == "subnormal":
+        return (normal * np.float32(1e-41), normal * np.float32(1e-38))
+    if kind == "small":  # about as large as the smallest that is not taken for zero
+        return (normal * np.float32(2.0**-59), normal.reshape(-1, 29) * np.float32(2.0**-62))
+    if kind == "sparse":
+        return (np.zeros(70_000, np.float32), np.array([np.finfo(np.float32).smallest_subnormal, 1.5], np.float32))
+    return (  # mixed: subnormal, large, of both signs; and odd sizes
         normal,
-        normal.reshape(-1, 29) * np.float32(1e-41),  # subnormal
-        normal * np.float32(1e-38),  # some are, some are not
-        normal * np.float32(7e37),
-        normal * np.exp2(rng.integers(-120, 120, normal.size)).astype(np.float32),  # all in one block
+        normal.reshape(-1, 29) * np.float32(1e-41),
+        normal * np.float32(2.0**50),
+        normal * np.exp2(rng.integers(-120, 50, normal.size)).astype(np.float32),
         np.zeros(600, np.float32),
         np.full(5, -0.0, np.float32),
         np.array(-3.25, np.float32),
@@ -46,7 +51,7 @@ def _extreme() -> Weights:
     )
 
 
-@pytest.mark.parametrize("kind", ["trained", "extreme"])
+@pytest.mark.parametrize("kind", ["trained", "mixed", "subnormal", "small", "sparse"])
 def test_a_device_encodes_and_decodes_the_same_bytes(
     kind: str,
     device: Device,
@@ -55,7 +60,7 @@ def test_a_device_encodes_and_decodes_the_same_bytes(
     digits_examples: Callable[[int, int], Examples],
     tmp_path: Path,
 ) -> None:
-    delta = _trained(digits_bundle, digits_examples(57, 1)) if kind == "trained" else _extreme()
+    delta = _trained(digits_bundle, digits_examples(57, 1)) if kind == "trained" else _extreme(kind)
     np.savez(tmp_path / "delta.npz", **{f"w{index}": tensor for index, tensor in enumerate(delta)})
     script = shutil.copy(SCRIPT, tmp_path)  # away from the checkout
     run([sys.executable, str(script), "delta.npz", "--out", "here"])

@@ -9,9 +9,11 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.kills import CLIENT, SEED, kill_devices, serving
@@ -20,14 +22,16 @@ from device_runtime.bundle import Bundle
 from device_runtime.cli import main
 from device_runtime.codec import encode
 from device_runtime.device_state import DeviceState
-from device_runtime.examples import Examples
+from device_runtime.examples import Examples, ExampleTypes
 from device_runtime.limits import Limits
-from device_runtime.messages import REPORT, STATUS
+from device_runtime.local_store import LocalStore
+from device_runtime.messages import REPORT, STATUS, weights_path
 from device_runtime.participant import Habits, Outcome, Participant, Session
 from device_runtime.progress import SavePolicy
 from device_runtime.server_client import ServerClient
 from device_runtime.trainer import Trainer
 from device_runtime.transport import RetryPolicy, Transport
+from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork, client_seed
 
 Capture = pytest.CaptureFixture[str]
@@ -74,6 +78,11 @@ def status(url: str) -> dict[str, Any]:
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + STATUS, timeout=60) as answer:
         value: dict[str, Any] = json.load(answer)
     return value
+
+
+def between_weights(url: str) -> bytes:
+    """The weights that the second round of a server starts from."""
+    return Transport(url).request("GET", weights_path(status(url)["history"][0]["weights"])).body
 
 
 def undisturbed(bundle: Bundle, examples: Examples, number: int = 1) -> bytes:
@@ -298,6 +307,55 @@ def test_a_device_that_is_told_to_end_keeps_its_progress(
             assert device.stdout is not None
             restored = [json.loads(device.stdout.readline()) for _ in range(2)][1]
         assert (restored["event"], restored["steps"]) == ("progress_restored", rest[-2]["steps"])
+
+
+def test_a_store_that_grows_while_a_training_is_interrupted(
+    digits_bundle: Bundle,
+    digits_examples: Callable[[int, int], Examples],
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    """The training goes on with the examples that it began with; after a deletion it begins anew with what is left."""
+    first, more = digits_examples(60, 1), digits_examples(30, 2)
+    work = ClientWork(epochs=400, batch_size=5, learning_rate=0.05, codec="q8")
+    reports: list[bytes] = []
+
+    def before(path: str, body: bytes) -> bool:
+        if path == REPORT:
+            reports.append(body)
+        return True
+
+    def interrupt(command: list[str]) -> None:
+        with started(command) as device:
+            assert device.stdout is not None
+            while json.loads(device.stdout.readline())["event"] != "progress_saved":
+                pass
+
+    expected, manifest = [], digits_bundle.manifest
+    weights = digits_bundle.initial_weights()
+    kept = Examples(np.concatenate([first.x[1:], more.x]), np.concatenate([first.y[1:], more.y]))
+    with LocalStore(tmp_path / "store", ExampleTypes.of(manifest)) as store:
+        ids = store.add(first.x, first.y).ids
+    with serving(digits_bundle, tmp_path, work) as url, proxy(lambda: url, before) as between:
+        command = [*arguments(between), "--data", str(tmp_path / "store")]
+        interrupt(command)
+        with LocalStore(tmp_path / "store") as store:
+            store.add(more.x, more.y)
+        assert main(command) == 0
+        told = events(capsys.readouterr().out)
+        assert names(told) == ["training", "progress_restored", "reported"]
+        interrupt(command)
+        with LocalStore(tmp_path / "store") as store:
+            store.delete([ids[0]])
+        assert main(command) == 0
+        assert names(events(capsys.readouterr().out)) == ["training", "reported"]
+        second = load_weights(between_weights(url), manifest.tensors)
+    for number, (start, examples) in enumerate([(weights, first), (second, kept)], 1):
+        seed = client_seed(SEED, number, CLIENT)
+        update = Trainer(digits_bundle).train(start, examples, replace(work, seed=seed), number).collect()
+        expected.append(encode(update, manifest.tensors, manifest.model_id, work.codec, seed))
+    assert reports == expected
 
 
 def test_a_training_that_takes_too_long_is_given_up_and_not_begun_again(

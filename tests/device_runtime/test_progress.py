@@ -14,7 +14,7 @@ import pytest
 from device_runtime.bundle import WEIGHTS, Bundle
 from device_runtime.errors import InputError, IntegrityError
 from device_runtime.examples import Examples
-from device_runtime.progress import Position, Progress, SavePolicy, examples_digest
+from device_runtime.progress import Position, Progress, SavePolicy, kept_task
 from device_runtime.sealed import open_sealed, seal
 from device_runtime.trainer import StoppedError, Trainer
 from device_runtime.update import ClientUpdate
@@ -186,13 +186,12 @@ def test_progress_is_saved_after_steps_and_seconds(digits_bundle: Bundle, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_digest_of_examples() -> None:
-    x, y = np.zeros((4, 2), np.float32), np.zeros(4, np.int32)
-    others = [Examples(x.reshape(2, 4), y), Examples(x, y + 1), Examples(x + 1, y), Examples(x[:3], y[:3])]
-    assert examples_digest(Examples(x, y)) == examples_digest(Examples(x.copy(), y.copy()))
-    assert len({examples_digest(examples) for examples in (Examples(x, y), *others)}) == 5
-    turned = Examples(np.arange(8, dtype=np.float32).reshape(2, 4).T, y)
-    assert examples_digest(turned) == examples_digest(Examples(np.ascontiguousarray(turned.x), y))
+def test_what_kept_progress_is_of(digits_bundle: Bundle, tmp_path: Path) -> None:
+    assert kept_task(tmp_path / "progress") == {}
+    make_progress(digits_bundle, tmp_path, {"token": "t", "last": "7"}).save(Position(2), [])
+    assert kept_task(tmp_path / "progress") == {"token": "t", "last": "7"}
+    seal(tmp_path / "progress", {"task": 3})
+    assert kept_task(tmp_path / "progress") == {}
 
 
 def test_a_sealed_file_comes_back(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""Weights on their way to devices: the same bits for all, and the fewest bytes for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from aggregation_server.coordinator import Coordinator
+from aggregation_server.downlink import DOWNLINKS, Downlink, Route
+from aggregation_server.state import ServerState
+from device_runtime.encoded_weights import decoded_weights
+from device_runtime.errors import InputError, IntegrityError
+from device_runtime.messages import CheckIn
+from device_runtime.tensors import TensorSpec, Weights
+from device_runtime.weights import load_weights
+
+SPECS = (TensorSpec("kernel", (300, 30)), TensorSpec("bias", (30,)))
+MODEL = "ab" * 16
+WHOLE = 4 * 9030
+ENCODED = tuple(name for name in DOWNLINKS if name != "f32")
+
+
+def random_weights(rng: np.random.Generator, scale: float) -> Weights:
+    return tuple(rng.normal(scale=scale, size=spec.shape).astype(np.float32) for spec in SPECS)  # type: ignore[arg-type]
+
+
+def trained(downlink: Downlink, rounds: int) -> tuple[list[ServerState], list[Weights]]:
+    """The states of some rounds, and the mean deltas between them."""
+    rng = np.random.default_rng(0)
+    states, deltas = [ServerState.of(0, random_weights(rng, 0.1), SPECS)], []
+    for _ in range(rounds):
+        deltas.append(random_weights(rng, 0.01))
+        state, encoded = downlink.next(states[-1], deltas[-1])
+        downlink.remember(state.identity, encoded)
+        states.append(state)
+    return states, deltas
+
+
+def arrive(downlink: Downlink, route: Route, base: ServerState, wanted: ServerState) -> bytes:
+    """What a device makes of a route."""
+    encoded = [downlink.encoded(version) for version in route.versions]
+    assert None not in encoded
+    held = load_weights(base.data, SPECS, "held") if route.base else None
+    return decoded_weights(held, [data for data in encoded if data], SPECS, MODEL, wanted.identity)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_a_device_decodes_the_very_weights_that_are_committed(name: str) -> None:
+    downlink = Downlink(SPECS, MODEL, name, 5)
+    states, _ = trained(downlink, 6)
+    size = {"f16": 0.51, "q8": 0.256, "q4": 0.132, "q2": 0.069, "q1": 0.038}[name]
+    found = 0
+    for held in range(6):
+        for wanted in range(held + 1, 7):
+            route = downlink.route(states[held].identity, states[wanted].identity, WHOLE)
+            if not route.versions:
+                continue
+            found += 1
+            assert arrive(downlink, route, states[held], states[wanted]) == states[wanted].data
+            steps = 1 if name == "f16" else wanted - held
+            assert len(route.versions) == steps
+            assert sum(len(downlink.encoded(version) or b"") for version in route.versions) <= steps * size * WHOLE
+    assert found == (21 if name != "q8" else 6 + 5 + 4), "four differences of q8 are more than the whole file"
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_what_is_lost_on_the_way_is_little_and_unbiased(name: str) -> None:
+    errors = []
+    for seed in range(200):
+        downlink = Downlink(SPECS, MODEL, name, seed)
+        (before, after), (delta,) = trained(downlink, 1)
+        exact = before.after(delta, SPECS)
+        errors.append(np.concatenate([(g - w).reshape(-1) for g, w in zip(after.weights, exact.weights, strict=True)]))
+    sums = np.sum(errors, axis=1, dtype=np.float64)
+    assert abs(sums.mean()) < 4 * sums.std(ddof=1) / np.sqrt(len(sums))
+    relative = np.linalg.norm(errors[0]) / np.linalg.norm(np.concatenate([d.reshape(-1) for d in delta]))
+    assert relative < {"f16": 0.02, "q8": 0.01, "q4": 0.1, "q2": 0.4, "q1": 0.85}[name]
+
+
+def test_whole_files_only() -> None:
+    downlink = Downlink(SPECS, MODEL, "f32", 0)
+    states, deltas = trained(downlink, 2)
+    assert states[1].data == states[0].after(deltas[0], SPECS).data
+    assert downlink.route(states[0].identity, states[1].identity, WHOLE) == Route()
+    assert downlink.encoded(states[1].identity) is None
+
+
+def test_a_device_that_holds_nothing_or_something_unknown_fetches_the_whole_file() -> None:
+    downlink = Downlink(SPECS, MODEL, "q4", 0)
+    states, _ = trained(downlink, 3)
+    wanted = states[3].identity
+    for holds in ("", "0" * 64):
+        assert downlink.route(holds, wanted, WHOLE) == Route()
+    assert downlink.route(wanted, wanted, WHOLE) == Route(), "nothing is to be done"
+    assert Downlink(SPECS, MODEL, "f16", 0).route("", wanted, WHOLE) == Route(), "of a server that was started anew"
+    assert downlink.route(wanted, states[2].identity, WHOLE) == Route(), "there is no way back"
+
+
+def test_float16_needs_no_version_before() -> None:
+    downlink = Downlink(SPECS, MODEL, "f16", 0)
+    states, _ = trained(downlink, 2)
+    for holds in ("", states[0].identity, states[1].identity):
+        assert downlink.route(holds, states[2].identity, WHOLE) == Route("", (states[2].identity,))
+
+
+def test_old_versions_are_forgotten() -> None:
+    downlink = Downlink(SPECS, MODEL, "q1", 0)
+    states, _ = trained(downlink, 20)
+    assert downlink.encoded(states[4].identity) is None
+    assert downlink.encoded(states[5].identity) is not None
+    assert downlink.route(states[3].identity, states[5].identity, WHOLE) == Route()
+    assert downlink.route(states[4].identity, states[5].identity, WHOLE).versions
+
+
+def test_changed_bytes_never_become_weights() -> None:
+    downlink = Downlink(SPECS, MODEL, "q8", 0)
+    (before, after), _ = trained(downlink, 1)
+    data = downlink.encoded(after.identity)
+    assert data is not None
+    with pytest.raises(IntegrityError, match="the checksum does not match"):
+        decoded_weights(before.weights, [data[:-1] + b"\0"], SPECS, MODEL, after.identity)
+    with pytest.raises(IntegrityError, match=r"^encoded weights: what comes out does not have the SHA-256 0{64}$"):
+        decoded_weights(before.weights, [data], SPECS, MODEL, "0" * 64)
+    with pytest.raises(IntegrityError, match=r"^encoded weights: what comes out does not have the SHA-256"):
+        decoded_weights(after.weights, [data], SPECS, MODEL, after.identity)
+    with pytest.raises(IntegrityError, match=r"^encoded weights: expected at least one version$"):
+        decoded_weights(None, [], SPECS, MODEL, after.identity)
+
+
+def test_an_unknown_form_is_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"^unknown form 'zip' of the weights for devices; known: f32, f16, q8, q4"):
+        Downlink(SPECS, MODEL, "zip", 0)
+
+
+def test_a_new_weight_that_no_codec_holds_abandons_the_round(
+    make_coordinator: Callable[..., Coordinator], make_report: Callable[..., bytes]
+) -> None:
+    coordinator = make_coordinator(goal_count=1, over_selection=1, downlink="q8")
+    reply = coordinator.check_in(CheckIn("tiny", "a", ""))
+    coordinator.report(reply.token, make_report(value=2.0**61))
+    (record,) = coordinator.status()["history"]
+    assert (record["outcome"], record["reason"]) == ("abandoned", "non_finite")
+
+
+def test_the_coordinator_tells_a_device_the_way(
+    make_coordinator: Callable[..., Coordinator], make_report: Callable[..., bytes]
+) -> None:
+    coordinator = make_coordinator(goal_count=1, over_selection=1, downlink="q1", minimum_reports=1)
+    for number in (1, 2):
+        reply = coordinator.check_in(CheckIn("tiny", f"c{number}", ""))
+        coordinator.report(reply.token, make_report(value=0.5, round_number=number))
+    reply = coordinator.check_in(CheckIn("tiny", "late", ""))
+    current = coordinator.status()["weights"]
+    first = coordinator.status()["history"][0]["weights"]
+    configuration = coordinator.configuration(reply.token, first)
+    assert (configuration.base, configuration.versions) == (first, [current])
+    assert coordinator.configuration(reply.token).versions == []
+    before = coordinator.status()["counts"]["download_bytes"]
+    data = coordinator.encoded_weights(current)
+    assert data is not None
+    assert coordinator.status()["counts"]["download_bytes"] == before + len(data)
+    assert coordinator.encoded_weights("nothing") is None
