@@ -3,13 +3,15 @@
 | answer | status |
 | --- | --- |
 | a check-in's accept, reject or complete; a configuration; an accepted report; the status | 200 |
+| a part of a bundle's file or of weights (one range of bytes) | 206 |
 | a check-in for another population | 404 |
 | a check-in whose JSON or client's name is malformed; a refused report | 400 |
 | a configuration or report without ``Authorization: Bearer TOKEN`` | 401 |
 | a report that is aborted, late or abandoned | 409 |
 | a body that is larger than any valid one | 413 |
 | a file of a bundle, or a version of the weights, that is not there | 404 |
-| the database failed | 503 |
+| a range that begins behind the end | 416 |
+| the database failed; ``Retry-After`` says when to try again | 503 |
 
 Every one of these but a file is JSON: a message of the contract or, where none fits, ``reason`` and ``message``.
 """
@@ -27,10 +29,11 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from aggregation_server.coordinator import Coordinator
+from aggregation_server.ranges import asked_range
 from aggregation_server.store import StoreError
 from aggregation_server.validation import largest_update
 from device_runtime import messages
-from device_runtime.bundle import MANIFEST_SIGNATURE
+from device_runtime.bundle import MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ _REFUSAL_STATUS = {"missing_token": 401, "too_large": 413}
 _NO_TOKEN = "expected the header 'Authorization: Bearer TOKEN', with the token of the check-in"  # noqa: S105
 _IMMUTABLE = {"Cache-Control": "public, max-age=31536000, immutable"}  # addressed by content
 _FRESH = {"Cache-Control": "no-store"}
+_STORE_RETRY_SECONDS = "2"
 _BINARY = "application/octet-stream"
 
 
@@ -95,13 +99,22 @@ def create_app(coordinator: Coordinator) -> FastAPI:
         return _json(reply.to_json(), _REFUSAL_STATUS.get(reply.reason, _REPORT_STATUS[reply.verdict]))
 
     @app.get(messages.bundle_path("{identity}", "{name}"))
-    async def bundle_file(identity: str, name: str) -> Response:
+    async def bundle_file(request: Request, identity: str, name: str) -> Response:
         path = coordinator.bundle_file(identity, name)
         if path is None or not path.is_file():
             return _error(404, "not_found", "no such file of a bundle that this server has")
-        # The identity does not cover the signature: the same bundle may be signed anew.
-        headers = _FRESH if name == MANIFEST_SIGNATURE else _IMMUTABLE
-        return FileResponse(path, media_type=_BINARY, headers=headers)
+        if name == MANIFEST_SIGNATURE:  # the identity does not cover it: the same bundle may be signed anew
+            content = path.read_bytes()
+            coordinator.downloaded(len(content))
+            return Response(content, media_type=_BINARY, headers=_FRESH)
+        files = coordinator.bundle.manifest.files
+        hashes = {MANIFEST: identity, MANIFEST_HASH: f"{identity}-{MANIFEST_HASH}"}
+        etag = f'"{files[name].sha256 if name in files else hashes[name]}"'
+        size = path.stat().st_size
+        asked = asked_range(request.headers, size, etag)
+        coordinator.downloaded(size if asked is None else len(asked))
+        # It reads the range by itself, and never all of the file at once.
+        return FileResponse(path, media_type=_BINARY, headers=_IMMUTABLE | {"ETag": etag})
 
     @app.get(messages.LATEST_WEIGHTS)
     async def latest_weights() -> Response:
@@ -109,11 +122,15 @@ def create_app(coordinator: Coordinator) -> FastAPI:
         return Response(coordinator.latest_weights, media_type=_BINARY, headers=_FRESH)
 
     @app.get(messages.weights_path("{identity}"))
-    async def weights(identity: str) -> Response:
+    async def weights(request: Request, identity: str) -> Response:
         data = coordinator.weights(identity)
         if data is None:
             return _error(404, "not_found", "no such version of the weights")
-        return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
+        etag = f'"{identity}"'
+        asked = asked_range(request.headers, len(data), etag)
+        part = data if asked is None else data[asked.start : asked.stop]
+        coordinator.downloaded(len(part))
+        return _part(part, asked, len(data), _IMMUTABLE | {"ETag": etag, "Accept-Ranges": "bytes"})
 
     @app.get(messages.encoded_weights_path("{identity}"))
     async def encoded_weights(identity: str) -> Response:
@@ -133,7 +150,9 @@ def create_app(coordinator: Coordinator) -> FastAPI:
 
     @app.exception_handler(StoreError)
     async def store_failed(_request: Request, error: StoreError) -> Response:
-        return _error(503, "store", str(error))
+        answer = _error(503, "store", str(error))
+        answer.headers["Retry-After"] = _STORE_RETRY_SECONDS
+        return answer
 
     return app
 
@@ -163,6 +182,16 @@ async def _read_body(request: Request, limit: int) -> bytes | None:
 def _token(request: Request) -> str | None:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _part(part: bytes, asked: range | None, size: int, headers: dict[str, str]) -> Response:
+    """The answer to a request for a part of a content of `size` bytes, or for all of it."""
+    if asked is None:
+        return Response(part, media_type=_BINARY, headers=headers)
+    if not asked:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    where = {"Content-Range": f"bytes {asked.start}-{asked.stop - 1}/{size}"}
+    return Response(part, 206, media_type=_BINARY, headers=headers | where)
 
 
 def _json(content: object, status: int = 200) -> JSONResponse:

@@ -166,7 +166,7 @@ class Coordinator:
         self._advance()
 
     def bundle_file(self, identity: str, name: str) -> Path | None:
-        """The file with this name of the bundle, counted as a download; None where there is no such file."""
+        """The file with this name of the bundle; None where there is no such file."""
         manifest = self.bundle.manifest
         known = {*manifest.files, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE}
         if identity != self.bundle.identity or name not in known:
@@ -174,7 +174,6 @@ class Coordinator:
         path = self.bundle.file(name)
         if name == MANIFEST_SIGNATURE and not path.is_file():  # not every bundle is signed
             return None
-        self._counts.download_bytes += manifest.files[name].size if name in manifest.files else path.stat().st_size
         return path
 
     @property
@@ -183,10 +182,12 @@ class Coordinator:
         return self._state.data
 
     def weights(self, identity: str) -> bytes | None:
-        """The weights with this content hash, counted as a download; None where there is no such version."""
-        data = self._state.data if identity == self._state.identity else self._store.weights(identity)
-        self._counts.download_bytes += len(data or b"")
-        return data
+        """The weights with this content hash; None where there is no such version."""
+        return self._state.data if identity == self._state.identity else self._store.weights(identity)
+
+    def downloaded(self, size: int) -> None:
+        """Count bytes of a bundle or of weights that go to a device."""
+        self._counts.download_bytes += size
 
     def encoded_weights(self, identity: str) -> bytes | None:
         """The encoded form of this version, counted as a download; None where there is none."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.exported import exported
 from benchmarks.memory import peak_mb
 from benchmarks.result import Result
 from benchmarks.turns import ROOT, Plan, Side, by_turns
@@ -71,7 +70,7 @@ class ExportBenchmarks:
     def _lstm_export(self, name: str) -> Result:
         seconds = [self._bundle("shakespeare_lstm")[1]]
         if not self._quick:
-            seconds.append(self._export("shakespeare_lstm")[1])
+            seconds.append(exported("shakespeare_lstm", self._folder)[1])
         return Result(name, min(seconds), "s", f"fixed, {EXPORT_SECONDS:.0f} s", EXPORT_SECONDS)
 
     def _cnn_memory(self, name: str) -> Result:
@@ -86,17 +85,8 @@ class ExportBenchmarks:
     def _bundle(self, model: str) -> tuple[Path, float]:
         """Path of the model's bundle, and the seconds that its export took."""
         if model not in self._bundles:
-            self._bundles[model] = self._export(model)
+            self._bundles[model] = exported(model, self._folder)
         return self._bundles[model]
-
-    def _export(self, model: str) -> tuple[Path, float]:
-        folder = tempfile.mkdtemp(dir=self._folder)
-        command = [sys.executable, "-m", "benchmarks.sides.exporting", model, folder]
-        run = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if run.returncode:
-            raise BenchmarkError(f"the export of {model} failed: {(run.stderr.strip() or '?').splitlines()[-1]}")
-        made = json.loads(run.stdout.splitlines()[-1])
-        return Path(made["bundle"]), made["seconds"]
 
 
 NAMES = tuple(ExportBenchmarks(Path()).all)

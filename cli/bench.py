@@ -44,13 +44,45 @@ def bench_export(names: tuple[str, ...], quick: bool, out: Path | None, as_json:
     """
     from benchmarks.export import NAMES, run_export_benchmarks
     from cli.progress import round_progress
-    from device_runtime.errors import InputError
 
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # told before the minutes of measuring
-        raise InputError(f"{out}: can't write it: it is a folder, or in none; change --out")
+    _require_writable(out)
     with round_progress("measuring", len(names or NAMES)) as progress:
         results = run_export_benchmarks(names, quick, progress)
     _report(results, out, as_json)
+
+
+@bench.command(name="device", short_help="Kills, and what memory a training needs.")
+@click.argument("names", nargs=-1, metavar="[NAME]…")
+@click.option("--quick", is_flag=True, help="A few kills and the smallest model: to try whether it runs.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON into this file, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list on standard output, nothing else.")
+def bench_device(names: tuple[str, ...], quick: bool, out: Path | None, as_json: bool) -> None:
+    """Kill a device that takes part in a real server's rounds, and compare the memory that it says it needs.
+
+    \b
+    kills_survived           kills at random instants after which state and updates are as they should be
+    digits_mlp_memory        what --max-memory takes a training to need, against its peak, B = 20
+    mnist_2nn_memory         the same
+    mnist_cnn_memory         the same
+    shakespeare_lstm_memory  the same
+
+    Without a NAME, all of them; the kills take about ten minutes.
+    """
+    from benchmarks.device import NAMES, run_device_benchmarks
+    from cli.progress import round_progress
+
+    _require_writable(out)
+    with round_progress("measuring", len(names or NAMES)) as progress:
+        results = run_device_benchmarks(names, quick, progress, lambda line: click.echo(line, err=True))
+    _report(results, out, as_json)
+
+
+def _require_writable(out: Path | None) -> None:
+    """Told before the minutes of measuring."""
+    from device_runtime.errors import InputError
+
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"{out}: can't write it: it is a folder, or in none; change --out")
 
 
 def _report(results: Sequence[Result], out: Path | None, as_json: bool) -> None:

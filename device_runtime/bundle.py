@@ -25,7 +25,7 @@ from device_runtime.weights import load_weights
 if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RUNTIME = "tflite-builtins"  # the class of runtime that this package is: a TFLite interpreter without delegates
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
@@ -76,6 +76,14 @@ class StoredVariable:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """Bytes of the tensors that a training step keeps at once: `fixed`, and `per_example` for each of its batch."""
+
+    fixed: int = 0
+    per_example: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a bundle says of itself.
 
@@ -92,6 +100,8 @@ class Manifest:
         inference: what ``infer.tflite`` computes in: float32 or int8.
         runtime: the class of runtime that it needs.
         created: when and with what versions it was made.
+        optimizer_state: shapes of the artifact's variables that hold it; their numbers follow on those of `variables`.
+        footprint: of a training step, beside the weights.
     """
 
     name: str
@@ -106,6 +116,8 @@ class Manifest:
     inference: str
     runtime: str
     created: Mapping[str, str]
+    optimizer_state: tuple[tuple[int, ...], ...] = ()
+    footprint: Footprint = Footprint()
 
     @cached_property
     def model_id(self) -> str:
@@ -149,9 +161,11 @@ class Manifest:
                 "loss": self.loss,
                 "metric": self.metric,
                 "optimizer": dict(self.optimizer),
+                "optimizer_state": [list(shape) for shape in self.optimizer_state],
                 "inference": self.inference,
                 "runtime": self.runtime,
                 "created": dict(self.created),
+                "footprint": asdict(self.footprint),
             }
         )
 
@@ -193,6 +207,8 @@ class Manifest:
             inference=reader.text("inference"),
             runtime=reader.text("runtime"),
             created={name: str(text) for name, text in reader.mapping("created").items()},
+            optimizer_state=reader.shapes("optimizer_state"),
+            footprint=Footprint(*map(reader.object("footprint").integer, ("fixed", "per_example"))),
         )
         missing = sorted(set(FILES) - set(manifest.files))
         if missing:
@@ -374,6 +390,13 @@ class _Reader:
     def mapping(self, name: str) -> dict[str, Any]:
         return dict(self._field(name, dict, "an object"))
 
+    def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
+        values = self._field(name, list, "a list")
+        for index, shape in enumerate(values):
+            if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+                raise IntegrityError(f"{self._where}.{name}[{index}]: expected a list of whole numbers above 0")
+        return tuple(map(tuple, values))
+
     def boolean(self, name: str) -> bool:
         value = self._value.get(name)
         if not isinstance(value, bool):
@@ -383,6 +406,9 @@ class _Reader:
     def list_of_objects(self, name: str) -> list[_Reader]:
         values = self._field(name, list, "a list")
         return [_Reader(value, f"{self._where}.{name}[{index}]") for index, value in enumerate(values)]
+
+    def object(self, name: str) -> _Reader:
+        return _Reader(self.mapping(name), f"{self._where}.{name}")
 
     def objects(self, name: str) -> dict[str, _Reader]:
         return {key: _Reader(value, f"{self._where}.{name}.{key}") for key, value in self.mapping(name).items()}

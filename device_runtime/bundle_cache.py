@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from device_runtime.bundle import (
     open_bundle,
 )
 from device_runtime.errors import InputError, IntegrityError
+from device_runtime.files import Lock, file_sha256, flush_folder, unwritable
 from device_runtime.messages import bundle_path
 from device_runtime.server_client import ServerClient
 
@@ -64,11 +66,31 @@ class BundleCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
-            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as scratch:
-                self._install(identity, server, Path(scratch))
+            with self._scratch(identity) as scratch:
+                self._install(identity, server, scratch)
             return open_bundle(self._folder / identity, self._trusted)
         except OSError as error:
-            raise InputError(f"{self._folder}: can't write there: {error.strerror}; change --cache") from None
+            raise unwritable(self._folder, error) from None
+
+    @contextlib.contextmanager
+    def _scratch(self, identity: str) -> Iterator[Path]:
+        """A folder to download into: the one where an earlier download broke off, unless another process is at it."""
+        lock = Lock(self._folder / f"{_SCRATCH}{identity}.lock")
+        if not lock.acquire():
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as name:
+                yield Path(name)
+            return
+        try:
+            folder = self._folder / f"{_SCRATCH}{identity}"
+            folder.mkdir(exist_ok=True)
+            try:
+                yield folder
+            except IntegrityError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            shutil.rmtree(folder, ignore_errors=True)  # but not after another error: the next try goes on there
+        finally:
+            lock.release()
 
     def _held(self, identity: str) -> Bundle | None:
         """The bundle, if the folder has it whole; what is damaged, half removed or not signed is fetched again."""
@@ -80,7 +102,7 @@ class BundleCache:
 
     def _install(self, identity: str, server: ServerClient, scratch: Path) -> None:
         fresh = scratch / "fresh"
-        fresh.mkdir()
+        fresh.mkdir(exist_ok=True)
         _download(identity, server, fresh, self._trusted)
         open_bundle(fresh, self._trusted)
         if self._held(identity) is not None:  # another process of this device was faster
@@ -89,23 +111,27 @@ class BundleCache:
         with contextlib.suppress(FileNotFoundError):
             home.rename(scratch / "damaged")
         fresh.rename(home)
+        flush_folder(self._folder)
 
     def _remove_abandoned(self) -> None:
-        for folder in self._folder.glob(f"{_SCRATCH}*"):
-            if folder.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+        for path in self._folder.glob(f"{_SCRATCH}*"):
+            if path.is_dir() and path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _download(identity: str, server: ServerClient, folder: Path, trusted: TrustedKeys | None) -> None:
+    """Have a bundle's files in the folder; those that are there already are kept if their hash says so."""
     data = server.download(bundle_path(identity, MANIFEST), identity, _MANIFEST_LIMIT)
     # The signature comes along in any case: keys that are trusted later find it in the folder.
     where = bundle_path(identity, MANIFEST_SIGNATURE)
     signature = server.download_optional(where, _SIGNATURE_LIMIT)
     if trusted is not None:
         trusted.verify(data, signature, where)
+    (folder / MANIFEST_SIGNATURE).unlink(missing_ok=True)
     if signature is not None:
         (folder / MANIFEST_SIGNATURE).write_bytes(signature)
     (folder / MANIFEST).write_bytes(data)
     (folder / MANIFEST_HASH).write_bytes(manifest_hash_file(data))
     for name, entry in Manifest.load(data).files.items():
-        (folder / name).write_bytes(server.download(bundle_path(identity, name), entry.sha256, entry.size))
+        if file_sha256(folder / name) != entry.sha256:
+            server.fetch(bundle_path(identity, name), entry.sha256, entry.size, folder / name)

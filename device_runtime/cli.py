@@ -21,11 +21,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except PocketfedError as error:
-        print(f"pocketfed-device: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(options, str(error), error.exit_code)
+    except MemoryError:
+        limit = " that --max-memory allows" if getattr(options, "max_memory", None) is not None else ""
+        return _fail(options, f"the memory{limit} is not enough; train with smaller batches or on fewer examples", 2)
     except KeyboardInterrupt:
-        print("pocketfed-device: interrupted", file=sys.stderr)
-        return 130
+        return _fail(options, "interrupted", 130)
+
+
+def _fail(options: argparse.Namespace, message: str, exit_code: int) -> int:
+    if getattr(options, "log_json", False):
+        from device_runtime.events import Events
+
+        Events(as_json=True).tell("error", message=message, exit_code=exit_code)
+    else:
+        print(f"pocketfed-device: {message}", file=sys.stderr)
+    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,8 @@
-"""A device's part in the rounds of a population: check in, train, report, over and over."""
+"""A device's part in the rounds of a population: check in, train, report, over and over.
+
+Whatever ends the process, the next one goes on where it was (docs/device.md): an update that was not answered is sent
+again, and a training goes on from its progress when the server gives the round's token again.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +10,39 @@ import enum
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_runtime.bundle import Bundle
 from device_runtime.bundle_cache import BundleCache
-from device_runtime.codec import encode
+from device_runtime.deadline import LONGEST, Clocks, Deadline
 from device_runtime.device_bundles import DeviceBundles
-from device_runtime.errors import NetworkError, UpdateError
+from device_runtime.device_state import DeviceState, SpooledUpdate
+from device_runtime.eligibility.conditions import Conditions
+from device_runtime.errors import InputError, NetworkError, UpdateError
 from device_runtime.examples import load_examples
 from device_runtime.installation import Installation
 from device_runtime.interpreter import runtime_version
-from device_runtime.messages import CheckIn, Configuration, weights_path
+from device_runtime.limits import Limits, over_memory, release_memory, require_memory
+from device_runtime.messages import CheckIn, Configuration
+from device_runtime.progress import Position, Progress, SavePolicy, kept_task
+from device_runtime.report import encoded_report
 from device_runtime.server_client import ServerClient
-from device_runtime.trainer import DeadlineError, Trainer
-from device_runtime.weights import load_weights
+from device_runtime.trainer import StoppedError, Trainer
+from device_runtime.transport import RetryPolicy
+from device_runtime.weights import WeightsFile
+from device_runtime.weights_cache import WeightsCache
 from device_runtime.work import ClientWork
 
 if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
 
 _HEADER_ROOM = 1 << 16  # what a weights file may have beyond the tensors' bytes
+_GIVEN_UP = RetryPolicy(first_wait=1.0, longest_wait=60.0)  # of asking whether a round is over that was given up
+
+DEADLINE_PASSED = "the deadline passed during the training"
 
 
 class Outcome(enum.Enum):
@@ -49,6 +64,25 @@ class Session:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Habits:
+    """How a device works.
+
+    Attributes:
+        threads: of the interpreter.
+        save: when a training's progress is saved.
+        limits: on memory and on seconds of training a round.
+        conditions: when it may work; None is always.
+        conditions_seconds: between two looks at conditions that are not met.
+    """
+
+    threads: int = 1
+    save: SavePolicy = field(default_factory=SavePolicy)
+    limits: Limits = field(default_factory=Limits)
+    conditions: Conditions | None = None
+    conditions_seconds: float = 5.0
+
+
 class Participant:
     """A device with its local examples.
 
@@ -56,11 +90,13 @@ class Participant:
         server: where to check in.
         population: the population to take part in.
         client: this device's name there.
-        data: ``.npz`` file with the local examples; checked against each bundle.
+        data: file with the local examples, ``.npz`` or a local store; checked against each bundle.
         cache: folder for downloaded bundles.
-        threads: of the interpreter.
+        state: what is remembered of a round.
+        habits: how it works.
         trusted: only bundles that are signed with one of these keys are used; None takes any.
-        sleep, clock, jitter: exchanged by tests.
+        notice: told of what happens within a session: its name, and further fields.
+        sleep, clocks, jitter: exchanged by tests.
         installation: of this device; no bundle that is older than what is installed is used. None where there is none.
     """
 
@@ -71,10 +107,12 @@ class Participant:
         client: str,
         data: Path,
         cache: Path,
-        threads: int = 1,
+        state: DeviceState,
+        habits: Habits | None = None,
         trusted: TrustedKeys | None = None,
+        notice: Callable[..., None] = lambda event, **fields: None,
         sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks | None = None,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311
         installation: Installation | None = None,
     ) -> None:
@@ -83,11 +121,15 @@ class Participant:
         self._data = data
         downloaded = BundleCache(cache, trusted)
         self._bundles = downloaded if installation is None else DeviceBundles(downloaded, installation)
-        self._threads = threads
+        self._state = state
+        self._weights = WeightsCache(state.weights)
+        self._habits = habits or Habits()
+        self._notice = notice
         self._sleep = sleep
-        self._clock = clock
+        self._clocks = clocks or Clocks()
         self._jitter = jitter
-        self._loaded: tuple[Bundle, Trainer] | None = None
+        self._training = self._ending = False
+        self._refusals = 0  # in a row, of a round that was given up
 
     def run(self, rounds: int | None, tell: Callable[[Session], None]) -> None:
         """Take part until `rounds` reports were accepted (None: no limit) or the task is complete.
@@ -107,21 +149,46 @@ class Participant:
                 return
             reported += session.outcome is Outcome.REPORTED
 
+    def end(self) -> None:
+        """Make an end: a training stops after its step and is saved. For a signal's handler.
+
+        Raises:
+            EndedError: at once where no training goes on, else out of `run`.
+        """
+        self._ending = True
+        if not self._training:
+            raise EndedError
+
     def take_part(self) -> Session:
-        """One check-in and what follows from it; a rejection's retry window is waited for."""
+        """One check-in and what follows from it; a rejection's retry window is waited for.
+
+        An update that an earlier process left unanswered is reported first, in its place.
+        """
+        self._await_conditions()
+        spooled = self._state.update
+        if spooled is not None:
+            self._notice("update_found", round=spooled.round_number, bytes=len(spooled.data))
+            return self._report(spooled)
         reply = self._server.check_in(self._check_in)
         if reply.decision == "complete":
+            self._state.settle()
             return Session(Outcome.COMPLETE)
         if reply.decision == "reject":
             if reply.reason in ("population", "client"):
-                raise NetworkError(
+                raise TurnedAwayError(
                     f"the server takes no part of population {self._check_in.population!r} as"
                     f" {self._check_in.client!r}: check --population and --client"
                 )
             self._sleep(reply.retry_after_seconds * (1 + 0.2 * self._jitter()))
             return Session(Outcome.REJECTED, detail=reply.reason)
+        if self._state.has_given_up(reply.token):  # its place in the cohort stays, until the round is over
+            self._refusals += 1
+            self._sleep(max(reply.retry_after_seconds, _GIVEN_UP.wait(self._refusals, self._jitter())))
+            return Session(Outcome.REJECTED, detail="round_given_up")
+        self._refusals = 0
         configuration = self._await_start(reply.token, reply.retry_after_seconds)
         if configuration.state == "aborted":
+            self._state.settle()
             return Session(Outcome.ABORTED, reply.round_number, "it ended without this device")
         return self._train_and_report(reply.token, configuration)
 
@@ -134,34 +201,134 @@ class Participant:
             wait = configuration.retry_after_seconds
 
     def _train_and_report(self, token: str, configuration: Configuration) -> Session:
-        started = self._clock()
         work, number = ClientWork.from_json(configuration.work), configuration.round_number
-        bundle, trainer = self._load(configuration.bundle)
-        manifest = bundle.manifest
-        limit = 4 * manifest.parameters + _HEADER_ROOM
-        content = self._server.download(weights_path(configuration.weights), configuration.weights, limit)
-        weights = load_weights(content, manifest.tensors, "weights from the server")
-        examples = load_examples(self._data, manifest)
-
-        def expired() -> bool:
-            return work.deadline_seconds is not None and self._clock() - started > work.deadline_seconds
-
+        deadline = Deadline.in_seconds(work.deadline_seconds, self._clocks)
+        bundle = self._bundles.get(configuration.bundle, self._server)  # verified, from here or from there
+        limit = 4 * bundle.manifest.parameters + _HEADER_ROOM
+        path = self._weights.get(configuration.weights, self._server, limit)
         try:
-            update = trainer.train(weights, examples, work, number, expired)
-            encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
-        except DeadlineError:
-            return Session(Outcome.ABORTED, number, "the deadline passed during the training")
-        except UpdateError as error:  # this round's work diverged on these examples; another round may not
+            with WeightsFile(path, bundle.manifest.tensors) as weights:
+                update = self._train(bundle, weights, work, token, configuration, deadline)
+        except (_GivenUpError, UpdateError) as error:  # with other weights or on another day it may go well
+            self._state.settle(token)
             return Session(Outcome.ABORTED, number, str(error))
-        reply = self._server.report(token, encoded)
+        self._state.spool(update)
+        return self._report(update)
+
+    def _train(
+        self,
+        bundle: Bundle,
+        weights: WeightsFile,
+        work: ClientWork,
+        token: str,
+        configuration: Configuration,
+        deadline: Deadline,
+    ) -> SpooledUpdate:
+        """The round's update, encoded.
+
+        Raises:
+            _GivenUpError: the deadline passed, or a limit was met.
+            UpdateError: the training diverged.
+        """
+        manifest, number, limits = bundle.manifest, configuration.round_number, self._habits.limits
+        kept = kept_task(self._state.progress)
+        # Of a store that has grown meanwhile, a training that goes on takes what it began with.
+        through = kept.get("last") if kept.get("token") == token else None
+        examples = load_examples(self._data, manifest, through)
+        require_memory(limits, manifest, work, len(examples))
+        trainer = Trainer(bundle, self._habits.threads)
+        notice = partial(self._notice, round=number)
+        task = {
+            "token": token,
+            "round": number,
+            "bundle": bundle.identity,
+            "weights": configuration.weights,
+            "work": replace(work, deadline_seconds=None).to_json(),
+            "examples": examples.identity,
+            "last": examples.last,
+        }
+        progress = Progress(
+            self._state.progress, task, trainer.variable_sizes, self._habits.save, self._clocks.device, notice
+        )
+        notice("training", examples=len(examples))
+
+        def stop(position: Position) -> str | None:
+            if deadline.left < 0:
+                raise _GivenUpError(DEADLINE_PASSED)
+            if limits.seconds is not None and position.seconds > limits.seconds:
+                raise _GivenUpError(f"the training took longer than --max-seconds allows, {limits.seconds:g}")
+            if over_memory(limits):
+                raise InputError(
+                    f"bundle {manifest.name!r}: the training took more memory than --max-memory allows; name more,"
+                    " or have the task use smaller batches"
+                )
+            return "it is to end" if self._ending else self._unmet()
+
+        while True:
+            self._training = True
+            try:
+                trained = trainer.train(weights, examples, work, number, stop, progress)
+                break
+            except StoppedError as stopped:
+                if self._ending:
+                    raise EndedError from None
+                self._training = False
+                notice("paused", reason=stopped.reason, steps=stopped.position.steps)
+                self._await_conditions(deadline)
+                notice("resumed")
+            finally:
+                self._training = False
+        del trainer  # its memory is not needed beside the update's
+        release_memory()
+        update = encoded_report(trained, manifest, work)
+        until = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
+        return SpooledUpdate(number, token, until, trained.metrics["loss"], update)
+
+    def _report(self, update: SpooledUpdate) -> Session:
+        number = update.round_number
+        try:
+            reply = self._server.report(update.token, update.data, max(update.deadline.left, 0.0))
+        except NetworkError as error:
+            if update.deadline.left > 0:
+                raise
+            self._state.settle(update.token)
+            return Session(Outcome.ABORTED, number, f"the deadline passed before the server took the update: {error}")
         # A duplicate is our own report whose acknowledgement was lost on the way.
         if reply.verdict == "accepted" or reply.reason == "duplicate":
-            return Session(Outcome.REPORTED, number, f"loss {update.metrics['loss']:.4f}, {len(encoded)} bytes")
-        outcome = Outcome.ABORTED if reply.verdict == "aborted" else Outcome.REFUSED
-        return Session(outcome, number, f"{reply.reason}: {reply.message}")
+            self._state.settle()
+            return Session(Outcome.REPORTED, number, f"loss {update.loss:.4f}, {len(update.data)} bytes")
+        if reply.verdict == "aborted":
+            self._state.settle()
+            return Session(Outcome.ABORTED, number, f"{reply.reason}: {reply.message}")
+        self._state.settle(update.token)  # the server would give the token again, and refuse the same update again
+        return Session(Outcome.REFUSED, number, f"{reply.reason}: {reply.message}")
 
-    def _load(self, identity: str) -> tuple[Bundle, Trainer]:
-        if self._loaded is None or self._loaded[0].identity != identity:
-            bundle = self._bundles.get(identity, self._server)
-            self._loaded = bundle, Trainer(bundle, self._threads)
-        return self._loaded
+    def _unmet(self) -> str | None:
+        return None if self._habits.conditions is None else self._habits.conditions.unmet()
+
+    def _await_conditions(self, deadline: Deadline | None = None) -> None:
+        """Wait until this device may work.
+
+        Raises:
+            _GivenUpError: the deadline comes first.
+        """
+        told = None
+        while (reason := self._unmet()) is not None:
+            if deadline is not None and deadline.left < 0:
+                raise _GivenUpError(DEADLINE_PASSED)
+            if reason != told:
+                self._notice("waiting", reason=reason)
+                told = reason
+            self._sleep(self._habits.conditions_seconds)
+
+
+class TurnedAwayError(NetworkError):
+    """The server takes no part of this population or client; waiting does not change that."""
+
+
+class EndedError(BaseException):
+    """The participant was told to end; like KeyboardInterrupt, nothing on the way takes it for a failure."""
+
+
+class _GivenUpError(Exception):
+    """This device ends its part in the round; the message says why."""

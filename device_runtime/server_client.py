@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from device_runtime import messages
+from device_runtime.download import fetch
 from device_runtime.errors import IntegrityError, NetworkError
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply
 from device_runtime.tensors import sha256
@@ -33,10 +35,15 @@ class ServerClient:
         response = self._transport.request("GET", messages.CONFIGURATION, headers=_authorization(token))
         return _parse(Configuration, response, "configuration")
 
-    def report(self, token: str, update: bytes) -> ReportReply:
-        """Hand in an encoded update."""
+    def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+        """Hand in an encoded update; `patience` as of `Transport.retried`."""
         headers = {**_authorization(token), "Content-Type": "application/octet-stream"}
-        return _parse(ReportReply, self._transport.request("POST", messages.REPORT, update, headers), "report")
+        response = self._transport.request("POST", messages.REPORT, update, headers, patience=patience)
+        return _parse(ReportReply, response, "report")
+
+    def fetch(self, path: str, identity: str, limit: int, target: Path) -> None:
+        """Have the bytes whose SHA-256 is `identity` in a file; see `device_runtime.download.fetch`."""
+        fetch(self._transport, path, identity, limit, target)
 
     def download(self, path: str, identity: str, limit: int) -> bytes:
         """Bytes whose SHA-256 is `identity`, of at most `limit` bytes.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from device_runtime.batching import batch_indices
-from device_runtime.bundle import RUNTIME, TRAIN_ARTIFACT, Bundle, StoredVariable
+from device_runtime.bundle import RUNTIME, TRAIN_ARTIFACT, Bundle, Manifest, StoredVariable
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
 from device_runtime.interpreter import open_interpreter
+from device_runtime.progress import Position, Progress
 from device_runtime.tensors import FloatArray, Weights, check_weights
 from device_runtime.update import ClientUpdate
 from device_runtime.weights import WeightsFile
@@ -24,8 +28,13 @@ _EVALUATION_BATCH = 256
 _SIGNATURES = ("train", "evaluate", "infer", "write_variable", "read_variable", "reset", "anchor")
 
 
-class DeadlineError(Exception):
-    """The round's deadline passed during the local training; what was done so far is dropped."""
+class StoppedError(Exception):
+    """A local training was stopped after a step, for `reason`; `position` is how far it has come."""
+
+    def __init__(self, reason: str, position: Position) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.position = position
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,6 @@ class Trainer:
                 described = sorted(spec.name for spec in getattr(signature, f"{side}s"))
                 if described != sorted(getattr(self._run[name], f"get_{side}_details")()):
                     raise IntegrityError(f"{path}: its signature {name!r} has other {side}s than the manifest says")
-        self._shapes = [tuple(size for size in spec.shape if size is not None) for spec in self.manifest.tensors]
         self._seeded = any(spec.name == "seed" for spec in self.manifest.signatures["train"].inputs)
 
     def set_weights(self, weights: Weights | WeightsFile, anchor: bool = True) -> None:
@@ -84,13 +92,7 @@ class Trainer:
 
     def get_weights(self) -> Weights:
         """The current weights, float32, in the manifest's order."""
-        weights = tuple(np.empty(shape, np.float32) for shape in self._shapes)
-        for number, variable in enumerate(self.manifest.variables):
-            values = self._run["read_variable"](number=np.int32(number))["values"]
-            if variable.transposed:
-                values = values.reshape(self._shapes[variable.tensor][::-1]).T.reshape(-1)
-            _part(weights, variable)[:] = values
-        return weights
+        return tuple(tensors(self.manifest, self._read))
 
     def step(
         self,
@@ -127,14 +129,23 @@ class Trainer:
         count = totals["count"]
         return Evaluation(totals["loss_sum"] / count, totals["correct"] / count, int(count))
 
+    @property
+    def variable_sizes(self) -> tuple[int, ...]:
+        """Elements of the variables that a training's progress consists of, by their numbers."""
+        return (
+            *(variable.size for variable in self.manifest.variables),
+            *map(math.prod, self.manifest.optimizer_state),
+        )
+
     def train(
         self,
         weights: Weights | WeightsFile,
         examples: Examples,
         work: ClientWork,
         round_number: int,
-        expired: Callable[[], bool] = lambda: False,
-    ) -> ClientUpdate:
+        stop: Callable[[Position], str | None] = lambda position: None,
+        progress: Progress | None = None,
+    ) -> Trained:
         """ClientUpdate of McMahan et al. 2017, Algorithm 1: E epochs of SGD from `weights` on `examples`.
 
         Args:
@@ -142,34 +153,124 @@ class Trainer:
             examples: the client's n_k local examples.
             work: epochs, batch size, learning rate, proximal term and the seed of batch order and dropout.
             round_number: goes into the update.
-            expired: asked after each step whether the deadline has passed.
+            stop: asked after each step, with where the training stands, why to stop; None is to go on.
+            progress: where the training goes on from, and is saved as it goes, and when it is stopped. The caller
+                sees to it that it is of these very weights, examples and work.
 
         Returns:
             delta = weights after − weights before, weight n_k, and the mean loss of all steps' examples.
 
         Raises:
-            DeadlineError: `expired` said so.
+            StoppedError: `stop` gave a reason.
             UpdateError: the training diverged (reason ``non_finite``).
         """
-        self.set_weights(weights, anchor=work.proximal > 0)
-        loss_sum, seen = 0.0, 0
-        steps = work.epochs * math.ceil(len(examples) / (work.batch_size or len(examples)))
-        seeds = iter(step_seeds(work.seed, steps))
-        for epoch in range(work.epochs):
-            for indices in batch_indices(len(examples), work.batch_size, work.seed, epoch):
+        batches = math.ceil(len(examples) / (work.batch_size or len(examples)))
+        seeds = step_seeds(work.seed, work.epochs * batches)
+        position = begun = self._begin(weights, work, progress)
+        began = time.monotonic() - position.seconds
+        first, skipped = divmod(position.steps, batches)
+        for epoch in range(first, work.epochs):
+            order = batch_indices(len(examples), work.batch_size, work.seed, epoch)
+            for indices in islice(order, skipped if epoch == first else 0, None):
                 x, y = examples.x[indices], examples.y[indices]
-                loss = self.step(x, y, work.learning_rate, work.proximal, seed=int(next(seeds)))
-                loss_sum += loss * len(indices)
-                seen += len(indices)
-                if expired():
-                    raise DeadlineError
-        if not math.isfinite(loss_sum):
-            raise UpdateError("non_finite", "the training diverged: its loss is not finite; use a lower learning rate")
-        delta = self.get_weights()
-        for variable in self.manifest.variables:  # in place, part by part: this is the peak of the process's memory
-            change = _part(delta, variable)
-            change -= _part(weights, variable)
-        return ClientUpdate(delta, len(examples), round_number, {"loss": loss_sum / seen})
+                loss = self.step(x, y, work.learning_rate, work.proximal, seed=int(seeds[position.steps]))
+                if not math.isfinite(loss):
+                    raise UpdateError(
+                        "non_finite", "the training diverged: its loss is not finite; use a lower learning rate"
+                    )
+                position = Position(
+                    position.steps + 1,
+                    position.loss_sum + loss * len(indices),
+                    position.seen + len(indices),
+                    time.monotonic() - began,
+                )
+                reason = stop(position)
+                if progress is not None and (reason is not None or progress.due(position.steps)):
+                    progress.save(position, map(self._read, range(len(self.variable_sizes))))
+                if reason is not None:
+                    raise StoppedError(reason, position)
+        # In a file, the weights outlast the interpreter, which then need not be there beside the update's making.
+        saved = progress is not None and (
+            position == begun or progress.save(position, map(self._read, range(len(self.variable_sizes))))
+        )
+        after = progress.opened() if progress is not None and saved else nullcontext(self._read)
+        metrics = {"loss": position.loss_sum / position.seen}
+        return Trained(self.manifest, after, weights, len(examples), round_number, metrics)
+
+    def _begin(self, weights: Weights | WeightsFile, work: ClientWork, progress: Progress | None) -> Position:
+        self.set_weights(weights, anchor=work.proximal > 0)
+        restored = None if progress is None else progress.restore(self._restore)
+        return restored or Position()
+
+    def _read(self, number: int) -> FloatArray:
+        values: FloatArray = self._run["read_variable"](number=np.int32(number))["values"]
+        return values
+
+    def _restore(self, number: int, values: FloatArray) -> None:
+        weights = len(self.manifest.variables)
+        # A scalar has to come back as one: the interpreter takes a tensor of rank 0 for one whose shape is open.
+        if number >= weights:
+            values = values.reshape(self.manifest.optimizer_state[number - weights])
+        self._run["write_variable"](number=np.int32(number), values=values)
+
+
+class Trained:
+    """What a local training came to. The delta is computed tensor by tensor, when it is asked for.
+
+    Attributes:
+        weight, round_number, metrics: as in `ClientUpdate`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        after: AbstractContextManager[Callable[[int], FloatArray]],
+        start: Weights | WeightsFile,
+        weight: int,
+        round_number: int,
+        metrics: Mapping[str, float],
+    ) -> None:
+        self.weight = weight
+        self.round_number = round_number
+        self.metrics = metrics
+        self._manifest = manifest
+        self._after = after
+        self._start = start
+
+    def deltas(self) -> Iterator[FloatArray]:
+        """The delta's tensors in the manifest's order, one at a time, and once.
+
+        To be called while a file of the start's weights is open; where no progress was kept, before the trainer does
+        anything else, else as long as that is there.
+
+        Raises:
+            IntegrityError: the progress was damaged meanwhile.
+        """
+        with self._after as read:
+            yield from tensors(self._manifest, read, minus=self._start)
+
+    def collect(self) -> ClientUpdate:
+        """All of it at once."""
+        return ClientUpdate(tuple(self.deltas()), self.weight, self.round_number, self.metrics)
+
+
+def tensors(
+    manifest: Manifest, read: Callable[[int], FloatArray], minus: Weights | WeightsFile | None = None
+) -> Iterator[FloatArray]:
+    """The weights, float32, in the manifest's order, less those of `minus`; `read` gives a variable by its number."""
+    numbered = enumerate(manifest.variables)
+    for spec in manifest.tensors:
+        tensor = np.empty([size for size in spec.shape if size is not None], np.float32)
+        flat, filled = tensor.reshape(-1), 0
+        while filled < flat.size:  # a manifest's variables are the weights, run after run
+            number, variable = next(numbered)
+            values = read(number)
+            part = flat[filled : filled + variable.size]
+            part[:] = values.reshape(tensor.shape[::-1]).T.reshape(-1) if variable.transposed else values
+            if minus is not None:
+                part -= _part(minus, variable)
+            filled += variable.size
+        yield tensor
 
 
 def write_calls(

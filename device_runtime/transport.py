@@ -1,18 +1,24 @@
-"""HTTP/1.1 with the standard library: time limits, retries, bounded answers."""
+"""HTTP/1.1 with the standard library: time limits, retries, the server's window, bounded answers."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+from device_runtime.deadline import device_clock
 from device_runtime.errors import InputError, NetworkError
 
 _MAX_ANSWER = 1 << 20
+_LONGEST_WINDOW = 86_400.0  # seconds; whatever a server asks for, a device comes back within a day
+_BUSY = (429, 503)  # the answers that may say when to come back
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,20 @@ class RetryPolicy:
         return float(min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait) * (1 + 0.2 * jitter))
 
 
+class FailedError(Exception):
+    """An attempt failed in a way that another one may not.
+
+    Attributes:
+        wait: seconds that the server asks to wait at least.
+        moved: whether it brought something all the same, and so is no failure; none have been yet, then.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0, moved: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.moved = moved
+
+
 class Transport:
     """Requests to one server; the seam that a test or another protocol would replace.
 
@@ -47,7 +67,7 @@ class Transport:
         base_url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
         timeout: seconds for connecting and for each read.
         retry: what to do when the network or the server fails.
-        sleep, jitter: exchanged by tests.
+        sleep, jitter, clock: exchanged by tests.
 
     Raises:
         InputError: the URL is of another form.
@@ -60,6 +80,7 @@ class Transport:
         retry: RetryPolicy | None = None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311
+        clock: Callable[[], float] = device_clock,
     ) -> None:
         try:
             parts = urlsplit(base_url)
@@ -76,6 +97,7 @@ class Transport:
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
         self._jitter = jitter
+        self._clock = clock
 
     def request(
         self,
@@ -84,30 +106,40 @@ class Transport:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         limit: int = _MAX_ANSWER,
+        patience: float | None = None,
     ) -> Response:
-        """Send a request, again if need be; any answer below status 500 is returned.
+        """Send a request, again if need be; any answer below status 500 but 429 is returned.
 
         Args:
             method, path, body, headers: of the request.
             limit: the longest answer in bytes that is read.
+            patience: see `retried`.
 
         Raises:
             NetworkError: no answer, a server error or a longer answer, after all attempts.
         """
-        reason = ""
-        for attempt in range(1, self._retry.attempts + 1):
-            try:
-                response = self._once(method, path, body, dict(headers or {}), limit)
-                if response.status < 500:
-                    return response
-                reason = f"the server failed with status {response.status}"
-            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host's name, a header
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            if attempt < self._retry.attempts:
-                self._sleep(self._retry.wait(attempt, self._jitter()))
-        raise NetworkError(f"{self._url}{path}: {reason} ({self._retry.attempts} attempts)")
 
-    def _once(self, method: str, path: str, body: bytes | None, headers: dict[str, str], limit: int) -> Response:
+        def attempt() -> Response:
+            with self.exchange(method, path, body, headers) as answer:
+                content = answer.read(limit + 1)
+                if len(content) > limit:
+                    raise NetworkError(f"{self._url}{path}: the answer is longer than {limit} bytes")
+                if answer.length:  # `read` with a length does not tell of a connection that broke
+                    raise http.client.IncompleteRead(content, answer.length)
+                return Response(answer.status, content)
+
+        return self.retried(path, attempt, patience)
+
+    @contextlib.contextmanager
+    def exchange(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request once, and read its answer within the context.
+
+        Raises:
+            FailedError: the server failed, or is busy.
+            OSError, http.client.HTTPException, ValueError: the network failed.
+        """
         connection = (
             http.client.HTTPSConnection(
                 self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
@@ -116,13 +148,51 @@ class Transport:
             else http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
         )
         try:
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read(limit + 1)
-            if len(content) > limit:
-                raise NetworkError(f"{self._url}{path}: the answer is longer than {limit} bytes")
-            if answer.length:  # `read` with a length does not tell of a connection that broke
-                raise http.client.IncompleteRead(content, answer.length)
-            return Response(answer.status, content)
+            connection.request(method, path, body, dict(headers or {}))
+            with connection.getresponse() as answer:
+                if answer.status >= 500 or answer.status in _BUSY:
+                    wait = _window(answer) if answer.status in _BUSY else 0.0
+                    raise FailedError(f"the server failed with status {answer.status}", wait)
+                yield answer
         finally:
             connection.close()
+
+    def retried(self, path: str, attempt: Callable[[], _Result], patience: float | None = None) -> _Result:
+        """What `attempt` gives, as soon as it does not fail.
+
+        Between two attempts are the policy's wait, and the server's window where it named one.
+
+        Args:
+            path: for messages.
+            attempt: asks the server; may raise what `exchange` does.
+            patience: seconds for which it is tried again, however often; None is the policy's number of attempts. The
+                first attempt is always made.
+
+        Raises:
+            NetworkError: all attempts failed.
+        """
+        began, failures, attempts = self._clock(), 0, 0
+        while True:
+            attempts += 1
+            wait = 0.0
+            try:
+                return attempt()
+            except FailedError as error:
+                reason, wait = str(error), error.wait
+                failures = 0 if error.moved else failures + 1
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host's name, a header
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                failures += 1
+            wait = max(self._retry.wait(max(failures, 1), self._jitter()), wait * (1 + 0.2 * abs(self._jitter())))
+            spent = failures >= self._retry.attempts
+            if patience is not None:
+                spent = self._clock() - began + wait > patience
+            if spent:
+                raise NetworkError(f"{self._url}{path}: {reason} ({attempts} attempts)")
+            self._sleep(wait)
+
+
+def _window(answer: http.client.HTTPResponse) -> float:
+    """Seconds of ``Retry-After``; 0 without one, or with a date, which would need both sides' clocks to agree."""
+    text = (answer.getheader("Retry-After") or "").strip()
+    return min(float(text), _LONGEST_WINDOW) if text.isascii() and text.isdecimal() and len(text) < 10 else 0.0

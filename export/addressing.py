@@ -39,7 +39,7 @@ def number_variables(model: Any) -> None:
         kept = []
         for op in subgraph.operators:
             if _is(model, op, "VAR_HANDLE"):
-                # The optimiser's variables and the anchors come after the weights.
+                # The anchors come after the weights and the optimiser's state.
                 number = numbers.setdefault(op.builtinOptions.sharedName, len(numbers))
                 if number not in constants:
                     constants[number] = _constant(model, number)

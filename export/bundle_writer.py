@@ -41,6 +41,7 @@ from device_runtime.weights import dump_weights, read_weights
 from export.acceptance import accept, kernels_of
 from export.convert import inference_artifact, training_artifact
 from export.errors import ExportError
+from export.footprint import step_footprint
 from export.golden import golden_file
 from export.operators import read_operators
 from export.training_graph import TrainingGraph, describe
@@ -103,6 +104,8 @@ def export_bundle(
         custom = read_operators(files[name], name).custom
         if custom:
             raise ExportError(f"{name}: operators that are no TFLite builtins: {', '.join(custom)}")
+    with _without_collector():
+        footprint = step_footprint(files[TRAIN_ARTIFACT])
     manifest = Manifest(
         name=spec.name,
         version=version,
@@ -116,6 +119,8 @@ def export_bundle(
         inference="float32" if representative is None else "int8",
         runtime=RUNTIME,
         created=_created(),
+        optimizer_state=graph.optimizer_state,
+        footprint=footprint,
     )
     data = manifest.dump()
 

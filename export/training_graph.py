@@ -91,6 +91,11 @@ class TrainingGraph(tf.Module):
         """What each of the artifact's variables holds, in the order of their numbers."""
         return tuple(one for index, stored in enumerate(self._stored) for one in stored.describe(index))
 
+    @property
+    def optimizer_state(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the variables of the optimiser's state, whose numbers follow on those of the weights."""
+        return tuple(tuple(map(int, slot.shape)) for slot in self._slots)
+
     def functions(self) -> dict[str, Any]:
         """Signature name → concrete function.
 
@@ -197,7 +202,7 @@ class TrainingGraph(tf.Module):
 
     def _read_all(self, unused: tf.Tensor) -> dict[str, tf.Tensor]:
         """The variables by their numbers, from which `export.addressing` makes the signatures that take a number."""
-        variables = [variable for stored in self._stored for variable in stored.variables]
+        variables = [variable for stored in self._stored for variable in stored.variables] + self._slots
         # TFLite drops an input that nothing reads, and with it the signature; the count reads it.
         values = {str(number): variable.read_value() for number, variable in enumerate(variables)}
         return values | {"count": unused + self._count}

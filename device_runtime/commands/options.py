@@ -33,6 +33,33 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_log_json(parser: argparse.ArgumentParser) -> None:
+    """``--log-json``, for `device_runtime.events.Events`."""
+    parser.add_argument("--log-json", action="store_true", help="one JSON object a line instead of text, an event each")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """``--max-memory`` and ``--max-seconds``, for `device_runtime.limits`."""
+    parser.add_argument(
+        "--max-memory", type=megabytes, metavar="MB", help="refuse a bundle that needs more, and never take more"
+    )
+    parser.add_argument("--max-seconds", type=seconds, metavar="S", help="give up a training that takes longer")
+
+
+def add_saving(parser: argparse.ArgumentParser) -> None:
+    """``--save-every`` and ``--save-seconds``, for `device_runtime.progress.SavePolicy`."""
+    parser.add_argument(
+        "--save-every",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="steps of training between two saves of its progress, at least (%(default)s)",
+    )
+    parser.add_argument(
+        "--save-seconds", type=seconds, default=30.0, metavar="S", help="seconds between them, at least (%(default)s)"
+    )
+
+
 def add_trusted_keys(parser: argparse.ArgumentParser) -> None:
     """``--trusted-key``, for `trusted`."""
     parser.add_argument(
@@ -109,6 +136,17 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return value
+
+
+def megabytes(text: str) -> int:
+    """Bytes, from a number of megabytes above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of megabytes above 0")
+    return int(value * 1e6)
 
 
 def batch_size(text: str) -> int | None:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from device_runtime.commands.options import (
     EXIT_CODES,
     add_bundle,
+    add_limits,
+    add_log_json,
+    add_saving,
     add_threads,
     add_trusted_keys,
     batch_size,
@@ -26,7 +29,8 @@ def add(commands: Subparsers) -> None:
     train = commands.add_parser(
         "train",
         help="train offline and write an encoded update",
-        description="Train a bundle on local examples without any network, and write the encoded update.",
+        description="Train a bundle on local examples without any network, and write the encoded update. Its progress"
+        " is kept beside that: the same command goes on after whatever ended it.",
         epilog=EXIT_CODES,
     )
     train.set_defaults(command=_train)
@@ -45,18 +49,27 @@ def add(commands: Subparsers) -> None:
     train.add_argument("--seed", type=int, default=0, metavar="N", help="of order and rounding (%(default)s)")
     train.add_argument("--round", type=positive, default=1, metavar="N", help="round it is for (%(default)s)")
     train.add_argument("--codec", default="f32", metavar="NAME", help="f32, f16, q8, q4, q2 or q1 (%(default)s)")
+    add_saving(train)
+    add_limits(train)
+    add_log_json(train)
     add_threads(train)
     add_trusted_keys(train)
 
 
 def _train(options: argparse.Namespace) -> int:
     from device_runtime.bundle import WEIGHTS, open_bundle
-    from device_runtime.codec import encode, require_codec
+    from device_runtime.codec import require_codec
+    from device_runtime.events import Events
     from device_runtime.examples import load_examples
-    from device_runtime.trainer import Trainer
+    from device_runtime.files import file_sha256
+    from device_runtime.limits import Limits, cap_memory, over_memory, release_memory, require_memory
+    from device_runtime.progress import Position, Progress, SavePolicy
+    from device_runtime.report import encoded_report
+    from device_runtime.trainer import StoppedError, Trainer
     from device_runtime.weights import WeightsFile
     from device_runtime.work import ClientWork
 
+    events = Events(options.log_json)
     require_codec(options.codec)
     work = ClientWork(
         epochs=options.epochs,
@@ -68,15 +81,45 @@ def _train(options: argparse.Namespace) -> int:
     )
     bundle = open_bundle(options.bundle, trusted(options))
     manifest = bundle.manifest
-    trainer = Trainer(bundle, options.threads)
     examples = load_examples(options.data, manifest)
-    with WeightsFile(options.weights or bundle.file(WEIGHTS), manifest.tensors) as weights:
-        update = trainer.train(weights, examples, work, options.round)
-    del trainer  # the interpreter's memory is not needed beside the update's
-    encoded = encode(update, manifest.tensors, manifest.model_id, work.codec, work.seed)
+    limits = Limits(options.max_memory, options.max_seconds)
+    require_memory(limits, manifest, work, len(examples))
+    cap_memory(limits)
+
+    def stop(position: Position) -> str | None:
+        if over_memory(limits):
+            raise InputError("the training took more memory than --max-memory allows; name more, or a smaller batch")
+        return "time" if limits.seconds is not None and position.seconds > limits.seconds else None
+
+    weights_file = options.weights or bundle.file(WEIGHTS)
+    with WeightsFile(weights_file, manifest.tensors) as weights:
+        trainer = Trainer(bundle, options.threads)
+        task = {
+            "bundle": bundle.identity,
+            "weights": file_sha256(weights_file),
+            "work": work.to_json(),
+            "round": options.round,
+            "examples": examples.identity,
+        }
+        policy = SavePolicy(options.save_every, options.save_seconds)
+        beside = options.out.with_name(f"{options.out.name}.progress")
+        progress = Progress(beside, task, trainer.variable_sizes, policy, notice=events.tell)
+        try:
+            trained = trainer.train(weights, examples, work, options.round, stop, progress)
+        except StoppedError as stopped:
+            raise InputError(
+                f"the training took longer than --max-seconds allows, {limits.seconds:g};"
+                f" the same command with more of them goes on after step {stopped.position.steps}"
+            ) from None
+        del trainer  # the interpreter's memory is not needed beside the update's
+        release_memory()
+        encoded = encoded_report(trained, manifest, work)
     try:
         options.out.write_bytes(encoded)
     except OSError as error:
         raise InputError(f"{options.out}: can't write the update: {error.strerror}") from None
-    print(f"{options.out}: {len(encoded)} bytes, {len(examples)} examples, loss {update.metrics['loss']:.4f}")
+    progress.discard()
+    loss = trained.metrics["loss"]
+    text = f"{options.out}: {len(encoded)} bytes, {len(examples)} examples, loss {loss:.4f}"
+    events.tell("trained", text, file=str(options.out), bytes=len(encoded), examples=len(examples), loss=loss)
     return 0

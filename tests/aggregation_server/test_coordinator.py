@@ -368,19 +368,17 @@ def test_a_round_whose_weights_would_overflow_is_abandoned(
 
 def test_downloads_are_known_files_only_and_counted(make_coordinator: Make, bundle: Bundle) -> None:
     coordinator = make_coordinator()
-    size = 0
     for name in (*FILES, MANIFEST, MANIFEST_HASH):
         path = coordinator.bundle_file(bundle.identity, name)
-        assert path is not None
-        size += len(path.read_bytes())
-    data = coordinator.weights(coordinator.status()["weights"])
-    assert data is not None
-    size += len(data)
+        assert path == bundle.file(name)
+    assert coordinator.weights(coordinator.status()["weights"]) is not None
     assert coordinator.bundle_file(bundle.identity, "../secret") is None
     assert coordinator.bundle_file(bundle.identity, MANIFEST_SIGNATURE) is None  # this bundle is not signed
     assert coordinator.bundle_file("0" * 64, MANIFEST) is None
     assert coordinator.weights("0" * 64) is None
-    assert coordinator.status()["counts"]["download_bytes"] == size
+    coordinator.downloaded(7)
+    coordinator.downloaded(4)
+    assert coordinator.status()["counts"]["download_bytes"] == 11
 
 
 def test_commits_are_logged(make_coordinator: Make, make_report: MakeReport, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,12 +21,13 @@ import pytest
 
 from aggregation_server.app import create_app
 from aggregation_server.coordinator import Coordinator
+from aggregation_server.ranges import asked_range
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import serve
 from aggregation_server.task import Task
 from aggregation_server.validation import largest_update
 from device_runtime import messages
-from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, Bundle, open_bundle
+from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, WEIGHTS, Bundle, open_bundle
 from device_runtime.errors import NetworkError
 from device_runtime.tensors import sha256
 from device_runtime.weights import load_weights
@@ -216,6 +217,67 @@ def test_a_signature_is_served_where_there_is_one_and_never_cached(server: httpx
     assert (response.status_code, response.headers["cache-control"]) == (404, "no-store")
 
 
+def test_a_part_of_a_file_and_of_weights_is_given_and_counted(server: httpx.Client, bundle: Bundle) -> None:
+    weights = bundle.file(WEIGHTS).read_bytes()
+    identity = bundle.manifest.files[WEIGHTS].sha256
+    assert status(server)["initial_weights"] == identity
+    for url in (messages.weights_path(identity), messages.bundle_path(bundle.identity, WEIGHTS)):
+        before = status(server)["counts"]["download_bytes"]
+        whole = server.get(url)
+        assert (whole.status_code, whole.content) == (200, weights)
+        assert (whole.headers["etag"], whole.headers["accept-ranges"]) == (f'"{identity}"', "bytes")
+        for asked, start, stop in (
+            ("bytes=0-", 0, None),
+            ("bytes=10-", 10, None),
+            ("bytes=3-7", 3, 8),
+            ("bytes=-5", -5, None),
+        ):
+            part = server.get(url, headers={"Range": asked, "If-Range": whole.headers["etag"]})
+            assert (part.status_code, part.content) == (206, weights[start:stop])
+            assert part.headers["etag"] == whole.headers["etag"]
+            first = range(len(weights))[start]
+            where = f"bytes {first}-{first + len(part.content) - 1}/{len(weights)}"
+            assert part.headers["content-range"] == where
+        read = 2 * len(weights) - 10 + 5 + 5
+        assert status(server)["counts"]["download_bytes"] == before + len(weights) + read
+        behind = server.get(url, headers={"Range": f"bytes={len(weights)}-"})
+        assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{len(weights)}")
+        other = server.get(url, headers={"Range": "bytes=10-", "If-Range": '"other"'})
+        assert (other.status_code, other.content) == (200, weights)
+
+
+def test_the_manifest_s_etag_is_the_identity(server: httpx.Client, bundle: Bundle) -> None:
+    response = server.get(messages.bundle_path(bundle.identity, MANIFEST), headers={"Range": "bytes=2-"})
+    assert (response.status_code, response.headers["etag"]) == (206, f'"{bundle.identity}"')
+    assert response.content == bundle.file(MANIFEST).read_bytes()[2:]
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, None),
+        ({"range": "bytes=0-"}, range(100)),
+        ({"range": "Bytes = 5-9"}, range(5, 10)),
+        ({"range": "bytes=5-1000"}, range(5, 100)),
+        ({"range": "bytes=-7"}, range(93, 100)),
+        ({"range": "bytes=-700"}, range(100)),
+        ({"range": "bytes=100-"}, range(100, 100)),
+        ({"range": "bytes=200-300"}, range(100, 100)),
+        *(
+            ({"range": text}, None)
+            for text in ("bytes=9-5", "bytes=-", "bytes=1-2,4-5", "lines=1-", "bytes=a-", "bytes=1")
+        ),
+        ({"range": "bytes=" + "9" * 30 + "-"}, None),
+        ({"range": "bytes=5-", "if-range": '"e"'}, range(5, 100)),
+        ({"range": "bytes=5-", "if-range": '"f"'}, None),
+        ({"range": "bytes=5-", "if-range": 'W/"e"'}, None),
+    ],
+    ids=str,
+)
+def test_the_range_that_is_asked_for(headers: dict[str, str], expected: range | None) -> None:
+    assert asked_range(headers, 100, '"e"') == expected
+
+
 def test_weights_may_be_cached_for_ever_and_the_status_never(server: httpx.Client) -> None:
     response = server.get(messages.weights_path(status(server)["weights"]))
     assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
@@ -363,6 +425,7 @@ def test_a_database_that_fails_is_503(start_server: Start, store_url: str, tmp_p
             path.write_bytes(b"damaged" * 1000)
         response = client.get(messages.weights_path("0" * 64))
         assert (response.status_code, response.json()["reason"]) == (503, "store")
+        assert response.headers["retry-after"] == "2"
         assert response.json()["message"].startswith(f"{tmp_path / 'server.db'}: the server's database failed: ")
 
 

@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).with_name("vectors.py")
 
 def _trained(bundle: Bundle, examples: Examples) -> Weights:
     """The delta of a round."""
-    return Trainer(bundle).train(bundle.initial_weights(), examples, ClientWork(epochs=2), 1).delta
+    return Trainer(bundle).train(bundle.initial_weights(), examples, ClientWork(epochs=2), 1).collect().delta
 
 
 def _extreme(kind: str) -> Weights:

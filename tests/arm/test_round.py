@@ -41,6 +41,6 @@ def test_a_device_takes_part_in_a_round(
     if codec == "f32":  # then the new weights are the old ones plus this machine's delta
         manifest, before = digits_bundle.manifest, digits_bundle.initial_weights()
         work = ClientWork(seed=client_seed(TASK_SEED, 1, "board-0"))
-        here = Trainer(digits_bundle).train(before, load_examples(examples_file, manifest), work, 1)
+        here = Trainer(digits_bundle).train(before, load_examples(examples_file, manifest), work, 1).collect()
         after = load_weights(committed, manifest.tensors, "committed weights")
         assert difference(tuple(a - b for a, b in zip(after, before, strict=True)), here.delta) <= ROUND_TOLERANCE

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.device
 import benchmarks.export
 from benchmarks.result import Result
 from cli.main import main
@@ -34,7 +35,21 @@ def test_names_that_other_programs_rely_on(capsys: Capture) -> None:
 def test_the_page_on_performance_names_them_all() -> None:
     page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
     named = tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    assert named == NAMES * 2  # what each is, and what it measured
+    # What each is, and what it measured; of the device's both at once.
+    assert named == NAMES * 2 + benchmarks.device.NAMES
+
+
+def test_what_a_device_says_it_needs(capsys: Capture) -> None:
+    assert main(["bench", "device", "--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"  {name} " in output for name in benchmarks.device.NAMES)
+    assert main(["bench", "device", "digits_mlp_memory", "--quick", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert (result["name"], result["unit"], result["reference"]) == ("digits_mlp_memory", "MB", "what it takes")
+    assert 0.8 < result["ratio"] < 1.25
+    assert main(["bench", "device", "speed"]) == 2
+    known = "kills_survived, digits_mlp_memory, mnist_2nn_memory, mnist_cnn_memory, shakespeare_lstm_memory"
+    assert capsys.readouterr().err.endswith(f"unknown benchmark 'speed'; known are {known}\n")
 
 
 def test_quick_run_in_json_and_into_a_file(tmp_path: Path, capsys: Capture) -> None:

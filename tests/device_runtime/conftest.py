@@ -32,13 +32,15 @@ class Script:
     """An HTTP server that gives its answers in turn, the last for ever, and writes down what it was asked.
 
     An answer is a status and a body; a status of 0 stands for no answer until the test is over. Of the answers
-    that `cut` has a number for, in turn, only so many bytes of the body are sent.
+    that `cut` has a number for, in turn, only so many bytes of the body are sent; those that `retry_after` has a text
+    for have it as a header.
     """
 
     url: str
     answers: list[tuple[int, bytes]] = field(default_factory=list)
     requests: list[tuple[str, str, bytes, dict[str, str]]] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)
+    retry_after: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -54,6 +56,8 @@ def script() -> Iterator[Script]:
                 return
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
+            if state.retry_after:
+                self.send_header("Retry-After", state.retry_after.pop(0))
             self.end_headers()
             self.wfile.write(content[: state.cut.pop(0)] if state.cut else content)
 

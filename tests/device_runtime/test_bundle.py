@@ -23,6 +23,7 @@ from device_runtime.bundle import (
     WEIGHTS,
     Bundle,
     FileEntry,
+    Footprint,
     Manifest,
     Signature,
     StoredVariable,
@@ -55,6 +56,8 @@ def manifest() -> Manifest:
         inference="float32",
         runtime="tflite-builtins",
         created={"at": "now"},
+        optimizer_state=((4, 2), (2,), ()),
+        footprint=Footprint(1000, 20),
     )
 
 
@@ -130,6 +133,8 @@ FIELDS = {
     "inference": "a string",
     "runtime": "a string",
     "created": "an object",
+    "optimizer_state": "a list",
+    "footprint": "an object",
     "model_id": "a string",
 }
 
@@ -154,7 +159,7 @@ def test_every_field_of_a_manifest_is_tested() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (changed("format_version", to=2), "M.format_version: this runtime reads version 3"),
+        (changed("format_version", to=2), "M.format_version: this runtime reads version 4"),
         (changed("version", to=-1), "M.version: expected a whole number of at least 0"),
         (changed("files", WEIGHTS, to=1), f"M.files.{WEIGHTS}: expected a JSON object"),
         (changed("files", WEIGHTS, "size", to="1"), f"M.files.{WEIGHTS}.size: expected a whole number"),
@@ -181,6 +186,11 @@ def test_every_field_of_a_manifest_is_tested() -> None:
         (changed("variables", 2, "tensor", to=0), UNCOVERED),
         (changed("variables", 2, "tensor", to=2), UNCOVERED),
         (changed("variables", to=[]), UNCOVERED),
+        (changed("optimizer_state", to=[3]), "M.optimizer_state[0]: expected a list of whole numbers above 0"),
+        (changed("optimizer_state", to=[[], [0]]), "M.optimizer_state[1]: expected a list of whole numbers above 0"),
+        (changed("optimizer_state", to=[[True]]), "M.optimizer_state[0]: expected a list of whole numbers above 0"),
+        (changed("footprint", "fixed", to=-1), "M.footprint.fixed: expected a whole number of at least 0"),
+        (changed("footprint", "per_example", to=1.5), "M.footprint.per_example: expected a whole number"),
         (changed("model_id", to="0" * 32), "M.model_id: does not fit the name and tensors"),
         (changed("name", to="other"), "M.model_id: does not fit the name and tensors"),
         (changed("name", to="\ud800"), "M.model_id: does not fit the name and tensors"),

@@ -89,7 +89,7 @@ def simulated(bundle: Bundle, weights: Weights, number: int, examples: dict[str,
     for client, local in examples.items():
         seed = client_seed(9, number, client)
         work = ClientWork(WORK.epochs, WORK.batch_size, WORK.learning_rate, seed=seed, codec=WORK.codec)
-        update = Trainer(bundle).train(weights, local, work, number)
+        update = Trainer(bundle).train(weights, local, work, number).collect()
         encoded = codec.encode(update, manifest.tensors, manifest.model_id, work.codec, seed)
         for tensor, delta in zip(total, codec.decode(encoded, manifest.tensors, manifest.model_id).delta, strict=True):
             tensor += len(local) * delta.astype(np.float64)
@@ -211,6 +211,30 @@ def test_rejections_in_a_row_are_told_once(
     ]
 
 
+def test_a_device_that_keeps_trying(
+    script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of an hour after the server failed, four hours after what will not pass so soon; ± 20 %."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    turned_away = b'{"decision": "reject", "reason": "client"}'
+    damaged = b'{"state": "start", "round_number": 1, "bundle": "..", "work": null}'
+    accepted = b'{"decision": "accept", "round_number": 1, "token": "t"}'
+    complete = b'{"decision": "complete"}'
+    script.answers = [(403, b""), *((200, body) for body in (turned_away, accepted, damaged, complete))]
+    arguments = run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")
+    assert main([*arguments, "--keep-trying", "--log-json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in told] == ["error", "error", "error", "complete"]
+    assert [event["message"].split(":")[0] for event in told[:3]] == [
+        "check-in", "the server takes no part of population 'digits_mlp' as 'a'", "client work",
+    ]  # fmt: skip
+    assert [event["retry_seconds"] for event in told[:3]] == waits
+    assert len(waits) == 3
+    assert 720 <= waits[0] <= 1080
+    assert all(11_520 <= wait <= 17_280 for wait in waits[1:])
+
+
 def test_a_run_with_a_wrong_url(examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
     assert main(run_arguments("127.0.0.1:80", examples_file(5, 0), tmp_path)) == 2
     assert one_line(capsys) == "server '127.0.0.1:80': expected a URL such as http://127.0.0.1:8080"
@@ -225,9 +249,8 @@ def test_train_writes_the_update(
     arguments = ["train", str(digits_bundle.path.parent), "--data", str(data), "--out", str(out), "--codec", name]
     assert main([*arguments, *options]) == 0
     work = ClientWork(2, 5, 0.2, 0.5, seed=3, codec=name)
-    update = Trainer(digits_bundle).train(
-        digits_bundle.initial_weights(), load_examples(data, manifest), work, round_number=7
-    )
+    examples = load_examples(data, manifest)
+    update = Trainer(digits_bundle).train(digits_bundle.initial_weights(), examples, work, 7).collect()
     assert out.read_bytes() == codec.encode(update, manifest.tensors, manifest.model_id, name, 3)
     assert codec.decode(out.read_bytes(), manifest.tensors, manifest.model_id).round_number == 7
     expected = f"{out}: {out.stat().st_size} bytes, 23 examples, loss {update.metrics['loss']:.4f}\n"
@@ -242,7 +265,8 @@ def test_train_starts_from_the_weights_it_is_given(
     (tmp_path / "w").write_bytes(dump_weights(weights, manifest.tensors))
     arguments = ["train", str(digits_bundle.path), "--data", str(data), "--out", str(out), "--batch-size", "all"]
     assert main([*arguments, "--weights", str(tmp_path / "w")]) == 0
-    expected = Trainer(digits_bundle).train(weights, load_examples(data, manifest), ClientWork(batch_size=None), 1)
+    examples = load_examples(data, manifest)
+    expected = Trainer(digits_bundle).train(weights, examples, ClientWork(batch_size=None), 1).collect()
     assert out.read_bytes() == codec.encode(expected, manifest.tensors, manifest.model_id, "f32", 0)
 
 
@@ -323,6 +347,10 @@ def test_the_version(capsys: Capture) -> None:
         (["selftest", "b", "--threads", "²"], "argument --threads: ² is not a whole number of at least 1"),
         (["selftest", "b", "--threads", "two"], "argument --threads: two is not a whole number of at least 1"),
         (["run", "--timeout", "0"], "argument --timeout: 0 is not a number of seconds above 0"),
+        (["run", "--max-memory", "0"], "argument --max-memory: 0 is not a number of megabytes above 0"),
+        (["run", "--max-memory", "all"], "argument --max-memory: all is not a number of megabytes above 0"),
+        (["train", "b", "--max-seconds", "0"], "argument --max-seconds: 0 is not a number of seconds above 0"),
+        (["run", "--save-every", "0"], "argument --save-every: 0 is not a whole number of at least 1"),
         (["run", "--timeout", "nan"], "argument --timeout: nan is not a number of seconds above 0"),
         (["run", "--retry-seconds", "inf"], "argument --retry-seconds: inf is not a number of seconds above 0"),
         (["run", "--retry-seconds", "soon"], "argument --retry-seconds: soon is not a number of seconds above 0"),

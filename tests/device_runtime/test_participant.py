@@ -6,42 +6,52 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from device_runtime.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
+from device_runtime.bundle import MANIFEST, MANIFEST_SIGNATURE, WEIGHTS, Bundle, open_bundle
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.codec import decode
+from device_runtime.deadline import Clocks
+from device_runtime.device_state import DeviceState
 from device_runtime.errors import InputError, IntegrityError, NetworkError
+from device_runtime.files import Lock
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
 from device_runtime.participant import Outcome, Participant, Session
 from device_runtime.server_client import ServerClient
-from device_runtime.transport import Response, Transport
+from device_runtime.tensors import sha256
+from device_runtime.weights_cache import WeightsCache
 from device_runtime.work import ClientWork
+from tests.device_runtime.file_server import FileServer, serve_files
 
 ACCEPT = CheckInReply("accept", round_number=3, token="t", retry_after_seconds=0.5)
 COMPLETE = CheckInReply("complete")
 
 
-class Files(Transport):
-    """Serves a bundle's files and its initial weights; `replaced` says what it sends instead, by path."""
+class Files:
+    """A server's files: those of a bundle, and its initial weights."""
 
     def __init__(self, bundle: Bundle) -> None:
-        super().__init__("http://127.0.0.1:1")
         names = [MANIFEST, *bundle.manifest.files]
         self.content = {bundle_path(bundle.identity, name): bundle.file(name).read_bytes() for name in names}
         weights = bundle.manifest.files[WEIGHTS].sha256
         self.content[weights_path(weights)] = bundle.file(WEIGHTS).read_bytes()
-        self.asked: list[str] = []
         self.before: Callable[[], None] = lambda: None
+        self.server: FileServer
 
-    def request(self, method: str, path: str, body: object = None, headers: object = None, limit: int = 0) -> Response:
+    def find(self, path: str) -> bytes | None:
         self.before()
-        self.asked.append(path)
-        return Response(200, self.content[path]) if path in self.content else Response(404, b"")
+        return self.content.get(path)
+
+    @property
+    def asked(self) -> list[str]:
+        return self.server.asked
+
+    def client(self) -> ServerClient:
+        return ServerClient(self.server.transport())
 
 
 @dataclass
@@ -56,7 +66,7 @@ class Rounds:
 
 class Server(ServerClient):
     def __init__(self, files: Files, rounds: Rounds) -> None:
-        super().__init__(files)
+        super().__init__(files.server.transport())
         self._rounds = rounds
 
     def check_in(self, check_in: CheckIn) -> CheckInReply:
@@ -64,18 +74,20 @@ class Server(ServerClient):
         return self._rounds.check_ins.pop(0)
 
     def configuration(self, token: str) -> Configuration:
-        assert token == "t"
+        assert token.startswith("t")
         return self._rounds.configurations.pop(0)
 
-    def report(self, token: str, update: bytes) -> ReportReply:
-        assert token == "t"
+    def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+        assert token.startswith("t")
         self._rounds.received.append(update)
         return self._rounds.reports.pop(0)
 
 
 @pytest.fixture
-def files(digits_bundle: Bundle) -> Files:
-    return Files(digits_bundle)
+def files(digits_bundle: Bundle) -> Iterator[Files]:
+    files = Files(digits_bundle)
+    with serve_files(files.find) as files.server:
+        yield files
 
 
 @pytest.fixture
@@ -104,16 +116,18 @@ def take_part(
             return now[0]
 
         sessions: list[Session] = []
-        Participant(
-            Server(files, rounds),
-            "digits",
-            "phone",
-            examples_file(23, 0),
-            tmp_path / "cache",
-            sleep=sleeps.append,
-            clock=clock,
-            jitter=lambda: -0.5,
-        ).run(limit, sessions.append)
+        with DeviceState(tmp_path / "state") as state:
+            Participant(
+                Server(files, rounds),
+                "digits",
+                "phone",
+                examples_file(23, 0),
+                tmp_path / "cache",
+                state,
+                sleep=sleeps.append,
+                clocks=Clocks(device=clock),
+                jitter=lambda: -0.5,
+            ).run(limit, sessions.append)
         return sessions
 
     return run
@@ -160,6 +174,87 @@ def test_a_deadline_that_passes(take_part: Callable[..., list[Session]], start: 
     assert rounds.received == []
 
 
+def test_a_round_that_was_given_up_is_not_begun_again(
+    take_part: Callable[..., list[Session]], start: Configuration, sleeps: list[float]
+) -> None:
+    """The server gives the token again until the round is over: it is asked less and less often meanwhile."""
+    work = ClientWork(learning_rate=1e30).to_json()
+    check_ins = [ACCEPT, ACCEPT, ACCEPT, replace(ACCEPT, token="t2"), ACCEPT, COMPLETE]
+    sessions = take_part(Rounds(check_ins, [replace(start, work=work), start], [ReportReply("aborted", "late")]))
+    given_up = Session(Outcome.REJECTED, detail="round_given_up")
+    assert [session.outcome.value for session in sessions] == [
+        "aborted", "rejected", "rejected", "aborted", "rejected", "complete"
+    ]  # fmt: skip
+    assert [sessions[1], sessions[2], sessions[4]] == [given_up] * 3
+    assert sleeps == pytest.approx([0.5, 0.9, 1.8, 0.5, 0.9])
+
+
+def test_an_update_that_the_server_does_not_take_in_time(
+    files: Files, start: Configuration, examples_file: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    now = [0.0]
+
+    class Away(Server):
+        def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+            asked.append(patience)
+            now[0] += 70.0
+            raise NetworkError("no route")
+
+    asked: list[float | None] = []
+    rounds = Rounds([ACCEPT], [start])
+    with DeviceState(tmp_path / "state", Clocks(device=lambda: now[0])) as state:
+        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache", state)
+        clocks = Clocks(device=lambda: now[0])
+        participant = Participant(Away(files, rounds), *arguments, sleep=lambda _: None, clocks=clocks)
+        with pytest.raises(NetworkError, match="no route"):
+            participant.take_part()
+        assert state.update is not None  # it is kept, for there is time left
+        session = participant.take_part()
+        assert state.update is None
+    expected = "the deadline passed before the server took the update: no route"
+    assert session == Session(Outcome.ABORTED, 3, expected)
+    assert asked == [pytest.approx(100.0), pytest.approx(30.0)]
+
+
+def test_without_a_deadline_an_update_is_kept_for_a_day(
+    files: Files, start: Configuration, examples_file: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    asked: list[float | None] = []
+
+    class Patient(Server):
+        def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+            asked.append(patience)
+            return ReportReply("accepted")
+
+    work = ClientWork(seed=5).to_json()
+    with DeviceState(tmp_path / "state") as state:
+        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache", state)
+        server = Patient(files, Rounds([ACCEPT], [replace(start, work=work)]))
+        session = Participant(server, *arguments, sleep=lambda _: None).take_part()
+    assert session.outcome is Outcome.REPORTED
+    assert asked == [pytest.approx(86_400, abs=60)]
+
+
+def test_weights_are_kept_until_others_come(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    cache, server = WeightsCache(tmp_path / "weights"), files.client()
+    first = digits_bundle.manifest.files[WEIGHTS].sha256
+    files.content[weights_path(sha256(b"second"))] = b"second"
+    assert [cache.held] == [None]
+    path = cache.get(first, server, 100_000)
+    assert (path.read_bytes(), cache.held) == (digits_bundle.file(WEIGHTS).read_bytes(), first)
+    files.asked.clear()
+    assert (cache.get(first, server, 100_000), files.asked) == (path, [])
+    path.write_bytes(b"damaged")
+    assert cache.get(first, server, 100_000).read_bytes() == digits_bundle.file(WEIGHTS).read_bytes()
+    with pytest.raises(NetworkError):
+        cache.get("0" * 64, server, 100_000)
+    assert cache.held == first
+    assert cache.get(sha256(b"second"), server, 6).read_bytes() == b"second"
+    assert leftovers(tmp_path / "weights") == [f"{sha256(b'second')}.safetensors"]
+    with pytest.raises(IntegrityError, match=r"^weights '../up': expected hexadecimal digits$"):
+        cache.get("../up", server, 6)
+
+
 def test_work_that_diverges_ends_the_round_and_not_the_device(
     take_part: Callable[..., list[Session]], start: Configuration
 ) -> None:
@@ -187,7 +282,8 @@ def test_only_counted_reports_count_and_a_duplicate_is_one(
     take_part: Callable[..., list[Session]], start: Configuration, files: Files
 ) -> None:
     replies = [ReportReply("aborted", "late"), ReportReply("refused", "duplicate"), ReportReply("accepted")]
-    sessions = take_part(Rounds([ACCEPT] * 9, [start] * 9, replies), limit=2)
+    accepted = [replace(ACCEPT, token=f"t{number}") for number in range(9)]
+    sessions = take_part(Rounds(accepted, [start] * 9, replies), limit=2)
     assert [session.outcome.value for session in sessions] == ["aborted", "reported", "reported"]
     assert len([path for path in files.asked if path.endswith(MANIFEST)]) == 1  # the bundle is loaded once
 
@@ -211,7 +307,7 @@ def leftovers(folder: Path) -> list[str]:
 def test_a_bundle_is_downloaded_once(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
     identity, cache = digits_bundle.identity, tmp_path / "new" / "cache"
     for _ in range(2):
-        bundle = BundleCache(cache).get(identity, ServerClient(files))
+        bundle = BundleCache(cache).get(identity, files.client())
         assert (bundle.identity, bundle.path) == (identity, cache / identity)
     assert len(files.asked) == 2 + len(digits_bundle.manifest.files)  # with the manifest and its signature
     assert leftovers(cache) == [identity]
@@ -220,9 +316,9 @@ def test_a_bundle_is_downloaded_once(files: Files, digits_bundle: Bundle, tmp_pa
 def test_a_bundle_that_was_damaged_here_is_downloaded_again(
     files: Files, digits_bundle: Bundle, tmp_path: Path
 ) -> None:
-    first = BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    first = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
     first.file(WEIGHTS).write_bytes(b"damaged")
-    again = BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    again = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
     assert again.file(WEIGHTS).read_bytes() == digits_bundle.file(WEIGHTS).read_bytes()
     assert len(files.asked) == 2 * (2 + len(digits_bundle.manifest.files))
 
@@ -253,8 +349,8 @@ def test_whatever_became_of_a_bundle_here_it_is_downloaded_again(
     files: Files, digits_bundle: Bundle, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     identity = digits_bundle.identity
-    damage(BundleCache(tmp_path).get(identity, ServerClient(files)).path)
-    again = BundleCache(tmp_path).get(identity, ServerClient(files))
+    damage(BundleCache(tmp_path).get(identity, files.client()).path)
+    again = BundleCache(tmp_path).get(identity, files.client())
     assert (again.identity, again.path) == (identity, tmp_path / identity)
     assert leftovers(tmp_path) == [identity]
 
@@ -264,7 +360,7 @@ def test_a_download_that_was_killed_long_ago_is_removed(files: Files, digits_bun
         (tmp_path / name).mkdir()
         (tmp_path / name / MANIFEST).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+    BundleCache(tmp_path).get(digits_bundle.identity, files.client())
     assert leftovers(tmp_path) == sorted([".download-new", digits_bundle.identity])
 
 
@@ -276,9 +372,9 @@ def test_a_disk_that_is_full(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError) as caught:
-        BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
-    assert str(caught.value) == f"{tmp_path}: can't write there: No space left on device; change --cache"
-    assert leftovers(tmp_path) == []
+        BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    expected = "can't write it: No space left on device; make room there, or change --cache or --state"
+    assert str(caught.value) == f"{tmp_path}: {expected}"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "train.tflite", "infer.tflite", "weights.safetensors", "golden.npz"])
@@ -288,7 +384,7 @@ def test_a_file_that_was_changed_on_the_way_is_refused(
     path = bundle_path(digits_bundle.identity, name)
     files.content[path] = bytes([files.content[path][0] ^ 1]) + files.content[path][1:]
     with pytest.raises(IntegrityError, match=f"^{path}: what the server sent does not have the SHA-256 "):
-        BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
+        BundleCache(tmp_path).get(digits_bundle.identity, files.client())
     assert leftovers(tmp_path) == []
 
 
@@ -296,22 +392,53 @@ def test_a_file_that_the_server_lacks(files: Files, digits_bundle: Bundle, tmp_p
     path = bundle_path(digits_bundle.identity, WEIGHTS)
     del files.content[path]
     with pytest.raises(NetworkError, match=f"^{path}: the server answers with status 404$"):
-        BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files))
-    assert leftovers(tmp_path) == []
+        BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert leftovers(tmp_path) == [f".download-{digits_bundle.identity}"]
+    files.content[path] = digits_bundle.file(WEIGHTS).read_bytes()
+    files.asked.clear()
+    BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert not {"train.tflite", "infer.tflite"} & {where.rsplit("/", 1)[1] for where in files.asked}  # they were there
+    assert leftovers(tmp_path) == [digits_bundle.identity]
 
 
 @pytest.mark.parametrize("identity", ["", "../up", "a/b", "."])
 def test_an_identity_that_is_a_path_is_refused(files: Files, tmp_path: Path, identity: str) -> None:
     with pytest.raises(IntegrityError, match=r"^bundle identity '.*': expected hexadecimal digits$"):
-        BundleCache(tmp_path).get(identity, ServerClient(files))
+        BundleCache(tmp_path).get(identity, files.client())
     assert files.asked == []
 
 
 def test_a_cache_that_cannot_be_written(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "cache"
-    with pytest.raises(InputError, match=f"^{folder}: can't write there: Not a directory; change --cache$"):
-        BundleCache(folder).get(digits_bundle.identity, ServerClient(files))
+    with pytest.raises(InputError, match=f"^{folder}: can't write it: Not a directory; make room there, or change "):
+        BundleCache(folder).get(digits_bundle.identity, files.client())
+
+
+def test_a_bundle_s_download_goes_on_in_another_process(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    """Files that are whole are not asked for again, and of the one that broke off only the rest is."""
+    names = list(digits_bundle.manifest.files)
+    whole = [digits_bundle.file(name).stat().st_size for name in names]
+    files.server.cut = [10**6, whole[0], whole[1], 1000, 0]  # the manifest, which has no signature, then the files
+    with pytest.raises(NetworkError, match=f"/{names[2]}: the answer broke off, {whole[2] - 1000} bytes too early"):
+        BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    files.asked.clear()
+    files.server.ranges.clear()
+    BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    asked = [path.rsplit("/", 1)[1] for path in files.asked]
+    assert asked == [MANIFEST, MANIFEST_SIGNATURE, names[2], names[3]]
+    assert files.server.ranges == ["", "", "bytes=1000-", ""]
+    assert leftovers(tmp_path) == [digits_bundle.identity]
+
+
+@pytest.mark.skipif(not Lock.available, reason="needs locks")
+def test_two_processes_that_download_a_bundle_at_once(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    lock = Lock(tmp_path / f".download-{digits_bundle.identity}.lock")
+    assert lock.acquire()
+    bundle = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert bundle.path == tmp_path / digits_bundle.identity
+    lock.release()
+    assert leftovers(tmp_path) == [digits_bundle.identity]
 
 
 def test_two_devices_may_share_a_cache(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
@@ -322,6 +449,6 @@ def test_two_devices_may_share_a_cache(files: Files, digits_bundle: Bundle, tmp_
             shutil.copytree(digits_bundle.path, home)
 
     files.before = another_process_was_faster
-    assert BundleCache(tmp_path).get(digits_bundle.identity, ServerClient(files)).path == home
+    assert BundleCache(tmp_path).get(digits_bundle.identity, files.client()).path == home
     assert leftovers(tmp_path) == [digits_bundle.identity]
     assert open_bundle(home).identity == digits_bundle.identity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from device_runtime.keys import key_id, public_path, write_key_pair
 from device_runtime.messages import bundle_path
 from device_runtime.server_client import ServerClient
 from device_runtime.signature import TrustedKeys, sign_manifest
-from device_runtime.transport import Response, Transport
+from tests.device_runtime.file_server import serve_files
 
 Capture = pytest.CaptureFixture[str]
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -126,23 +126,22 @@ def test_the_signature_comes_before_everything_else(signed: Path, monkeypatch: p
     assert refusal(signed) == f"{signed / MANIFEST_SIGNATURE}: {NOT_BY}"
 
 
-class Files(Transport):
+class Files:
     """Serves the files of a bundle's folder as they are when they are asked for."""
 
     def __init__(self, path: Path, identity: str) -> None:
-        super().__init__("http://127.0.0.1:1")
         self.path = path
         self.prefix = bundle_path(identity, "")
         self.asked: list[str] = []
         self.failing = False
 
-    def request(self, method: str, path: str, body: object = None, headers: object = None, limit: int = 0) -> Response:
+    def find(self, path: str) -> bytes | int | None:
         name = path.removeprefix(self.prefix)
         self.asked.append(name)
         if self.failing and name == MANIFEST_SIGNATURE:
-            return Response(403, b"")
+            return 403
         file = self.path / name
-        return Response(200, file.read_bytes()) if file.is_file() else Response(404, b"")
+        return file.read_bytes() if file.is_file() else None
 
 
 @pytest.fixture
@@ -151,13 +150,15 @@ def files(signed: Path, digits_bundle: Bundle) -> Files:
 
 
 @pytest.fixture
-def fetch(files: Files, digits_bundle: Bundle, tmp_path: Path) -> Callable[..., Bundle]:
+def fetch(files: Files, digits_bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Bundle]]:
     """`fetch(trusted)`: the bundle from the test's only cache, or else from `files`."""
+    with serve_files(files.find) as server:
 
-    def get(trusted: TrustedKeys | None = TRUSTED) -> Bundle:
-        return BundleCache(tmp_path / "cache", trusted).get(digits_bundle.identity, ServerClient(files))
+        def get(trusted: TrustedKeys | None = TRUSTED) -> Bundle:
+            cache = BundleCache(tmp_path / "cache", trusted)
+            return cache.get(digits_bundle.identity, ServerClient(server.transport()))
 
-    return get
+        yield get
 
 
 def test_a_download_carries_its_signature(fetch: Callable[..., Bundle], files: Files) -> None:
@@ -369,7 +370,7 @@ def test_a_device_and_a_real_server(
             (signed / MANIFEST_SIGNATURE).write_bytes(signature)
             refused = f"signed with the key {ID}, which is not trusted; trusted: {OTHER_ID}"
             assert run("other") == (4, f"{where}{refused}\n")
-            assert list((tmp_path / "cache").iterdir()) == []
+            assert [path.name for path in (tmp_path / "cache").iterdir()] == ["state"]
             assert run("trusted") == (0, "")
             assert open_bundle(tmp_path / "cache" / identity, TRUSTED).signer == ID
         finally:

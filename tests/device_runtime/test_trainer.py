@@ -14,8 +14,9 @@ import pytest
 from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.examples import Examples
+from device_runtime.progress import Position
 from device_runtime.tensors import Weights
-from device_runtime.trainer import DeadlineError, Trainer
+from device_runtime.trainer import StoppedError, Trainer
 from device_runtime.work import ClientWork, step_seeds
 
 Make = Callable[[int, int], Examples]
@@ -82,7 +83,7 @@ def test_training_is_what_it_is_by_hand(
 ) -> None:
     examples = digits_examples(count, count)
     work = ClientWork(epochs, batch_size, 0.1, proximal, seed=11)
-    update = trainer.train(initial, examples, work, 4)
+    update = trainer.train(initial, examples, work, 4).collect()
     weights, loss = by_hand(initial, examples, epochs, batch_size, 0.1, proximal, 11)
     for delta, after, before in zip(update.delta, weights, initial, strict=True):
         expected = after - before
@@ -94,9 +95,9 @@ def test_training_is_what_it_is_by_hand(
 
 def test_the_proximal_term_and_the_seed_matter(trainer: Trainer, initial: Weights, digits_examples: Make) -> None:
     examples = digits_examples(20, 0)
-    plain = trainer.train(initial, examples, ClientWork(2, 5), 1)
-    pulled = trainer.train(initial, examples, ClientWork(2, 5, proximal=2.0), 1)
-    another = trainer.train(initial, examples, ClientWork(2, 5, seed=1), 1)
+    plain = trainer.train(initial, examples, ClientWork(2, 5), 1).collect()
+    pulled = trainer.train(initial, examples, ClientWork(2, 5, proximal=2.0), 1).collect()
+    another = trainer.train(initial, examples, ClientWork(2, 5, seed=1), 1).collect()
     assert not same(plain.delta, pulled.delta)
     assert not same(plain.delta, another.delta)
     assert sum(float((d**2).sum()) for d in pulled.delta) < sum(float((d**2).sum()) for d in plain.delta)
@@ -104,7 +105,7 @@ def test_the_proximal_term_and_the_seed_matter(trainer: Trainer, initial: Weight
 
 def test_the_delta_is_after_minus_before(trainer: Trainer, initial: Weights, digits_examples: Make) -> None:
     examples = digits_examples(16, 1)
-    update = trainer.train(initial, examples, ClientWork(epochs=5), 1)
+    update = trainer.train(initial, examples, ClientWork(epochs=5), 1).collect()
     after = trainer.get_weights()
     assert same(update.delta, [a - b for a, b in zip(after, initial, strict=True)])
     trainer.set_weights(initial)
@@ -117,12 +118,12 @@ def test_a_training_leaves_nothing_behind(
     digits_bundle: Bundle, trainer: Trainer, initial: Weights, digits_examples: Make
 ) -> None:
     examples, work = digits_examples(23, 2), ClientWork(2, 5, proximal=0.5, seed=3)
-    first = trainer.train(initial, examples, work, 1)
+    first = trainer.train(initial, examples, work, 1).collect()
     trainer.set_weights(tuple(tensor + 1 for tensor in initial))
     trainer.step(examples.x, examples.y, 0.5, 0.5)
-    assert same(trainer.train(initial, examples, work, 1).delta, first.delta)
-    assert same(Trainer(digits_bundle, threads=2).train(initial, examples, work, 1).delta, first.delta)
-    assert same(Trainer(digits_bundle, threads=1).train(initial, examples, work, 1).delta, first.delta)
+    assert same(trainer.train(initial, examples, work, 1).collect().delta, first.delta)
+    assert same(Trainer(digits_bundle, threads=2).train(initial, examples, work, 1).collect().delta, first.delta)
+    assert same(Trainer(digits_bundle, threads=1).train(initial, examples, work, 1).collect().delta, first.delta)
 
 
 def test_weights_go_in_and_come_out(trainer: Trainer, initial: Weights) -> None:
@@ -159,17 +160,19 @@ def test_evaluation_counts_each_example_once(
     assert np.allclose(probabilities, np.exp(log_p), atol=1e-5)
 
 
-def test_the_deadline_ends_the_training_after_a_step(trainer: Trainer, initial: Weights, digits_examples: Make) -> None:
+def test_a_training_stops_after_the_step_that_it_is_told_to(
+    trainer: Trainer, initial: Weights, digits_examples: Make
+) -> None:
     asked = []
 
-    def expired() -> bool:
+    def stop(position: Position) -> str | None:
         asked.append(True)
-        return len(asked) == 3
+        return "warm" if len(asked) == 3 else None
 
-    with pytest.raises(DeadlineError):
-        trainer.train(initial, digits_examples(20, 0), ClientWork(batch_size=5), 1, expired)
+    with pytest.raises(StoppedError, match=r"^warm$"):
+        trainer.train(initial, digits_examples(20, 0), ClientWork(batch_size=5), 1, stop)
     assert len(asked) == 3
-    trainer.train(initial, digits_examples(20, 0), ClientWork(batch_size=5), 1, expired)
+    trainer.train(initial, digits_examples(20, 0), ClientWork(batch_size=5), 1, stop)
     assert len(asked) == 7
 
 

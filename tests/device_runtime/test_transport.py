@@ -74,6 +74,47 @@ def test_a_server_that_keeps_failing(connect: Callable[..., Transport], script: 
     assert (len(script.requests), len(waits)) == (2, 1)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_s_window_is_waited_for(
+    connect: Callable[..., Transport], script: Any, waits: list[float], status: int
+) -> None:
+    """With up to a fifth on top, never less; what is no number of seconds is passed over, and a day is the longest."""
+    script.answers = [(status, b"")] * 7 + [(200, b"now")]
+    script.retry_after = ["30", "0", "99999999", "Fri, 31 Dec 1999 23:59:59 GMT", "-5", "²", "9" * 12]
+    assert connect(script.url, attempts=9).request("GET", "/").body == b"now"
+    assert waits == pytest.approx([30 * 1.1, 2.2, 86_400 * 1.1, 8.8, 17.6, 35.2, 66.0])
+
+
+def test_a_window_of_other_answers_says_nothing(
+    connect: Callable[..., Transport], script: Any, waits: list[float]
+) -> None:
+    script.answers, script.retry_after = [(500, b""), (200, b"now")], ["30"]
+    assert connect(script.url).request("GET", "/").body == b"now"
+    assert waits == pytest.approx([1.1])
+
+
+def test_patience_is_seconds_and_not_attempts(script: Any) -> None:
+    now = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def transport() -> Transport:
+        return Transport(script.url, retry=RetryPolicy(2), sleep=sleep, jitter=lambda: 0.5, clock=lambda: now[0])
+
+    script.answers = [(503, b"")]
+    with pytest.raises(NetworkError, match=r"/: the server failed with status 503 \(4 attempts\)$"):
+        transport().request("GET", "/", patience=10.0)
+    assert now[0] == pytest.approx(100 + 1.1 + 2.2 + 4.4)  # another 8.8 would be too many
+    with pytest.raises(NetworkError, match=r"\(1 attempts\)$"):  # one is always made
+        transport().request("GET", "/", patience=0.0)
+    script.retry_after = ["3600"]
+    with pytest.raises(NetworkError, match=r"\(1 attempts\)$"):
+        transport().request("GET", "/", patience=600.0)
+    script.answers = [(200, b"ok")]
+    assert transport().request("GET", "/", patience=0.0).body == b"ok"
+
+
 def test_a_server_that_does_not_answer_in_time(
     connect: Callable[..., Transport], script: Any, waits: list[float]
 ) -> None:

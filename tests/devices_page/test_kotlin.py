@@ -100,7 +100,7 @@ def test_an_app_s_round_is_the_device_s_byte_for_byte(
     assert run.returncode == 0, run.stderr
 
     trainer = Trainer(bundle)
-    update = trainer.train(bundle.initial_weights(), examples, work, 4)
+    update = trainer.train(bundle.initial_weights(), examples, work, 4).collect()
     tensors, model_id = bundle.manifest.tensors, bundle.manifest.model_id
     assert (tmp_path / "update").read_bytes() == encode(update, tensors, model_id, "f32", work.seed)
     sums, logits, order, seeds = (line.split() for line in run.stdout.splitlines())
