@@ -23,6 +23,7 @@ from device_runtime.device_state import DeviceState, SpooledUpdate
 from device_runtime.eligibility.conditions import Conditions
 from device_runtime.errors import InputError, NetworkError, UpdateError
 from device_runtime.examples import load_examples
+from device_runtime.feedback import ErrorFeedback
 from device_runtime.installation import Installation
 from device_runtime.interpreter import runtime_version
 from device_runtime.limits import Limits, over_memory, release_memory, require_memory
@@ -39,7 +40,6 @@ from device_runtime.work import ClientWork
 if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
 
-_HEADER_ROOM = 1 << 16  # what a weights file may have beyond the tensors' bytes
 _GIVEN_UP = RetryPolicy(first_wait=1.0, longest_wait=60.0)  # of asking whether a round is over that was given up
 
 DEADLINE_PASSED = "the deadline passed during the training"
@@ -74,6 +74,7 @@ class Habits:
         limits: on memory and on seconds of training a round.
         conditions: when it may work; None is always.
         conditions_seconds: between two looks at conditions that are not met.
+        error_feedback: whether what an update's encoding lost is added to the next.
     """
 
     threads: int = 1
@@ -81,6 +82,7 @@ class Habits:
     limits: Limits = field(default_factory=Limits)
     conditions: Conditions | None = None
     conditions_seconds: float = 5.0
+    error_feedback: bool = False
 
 
 class Participant:
@@ -122,8 +124,9 @@ class Participant:
         downloaded = BundleCache(cache, trusted)
         self._bundles = downloaded if installation is None else DeviceBundles(downloaded, installation)
         self._state = state
-        self._weights = WeightsCache(state.weights)
+        self._weights = WeightsCache(state.weights, notice)
         self._habits = habits or Habits()
+        self._feedback = ErrorFeedback(state.folder) if self._habits.error_feedback else None
         self._notice = notice
         self._sleep = sleep
         self._clocks = clocks or Clocks()
@@ -195,7 +198,7 @@ class Participant:
     def _await_start(self, token: str, wait: float) -> Configuration:
         while True:
             self._sleep(wait)
-            configuration = self._server.configuration(token)
+            configuration = self._server.configuration(token, self._weights.held)
             if configuration.state != "wait":
                 return configuration
             wait = configuration.retry_after_seconds
@@ -204,8 +207,7 @@ class Participant:
         work, number = ClientWork.from_json(configuration.work), configuration.round_number
         deadline = Deadline.in_seconds(work.deadline_seconds, self._clocks)
         bundle = self._bundles.get(configuration.bundle, self._server)  # verified, from here or from there
-        limit = 4 * bundle.manifest.parameters + _HEADER_ROOM
-        path = self._weights.get(configuration.weights, self._server, limit)
+        path = self._weights.get(configuration, bundle, self._server)
         try:
             with WeightsFile(path, bundle.manifest.tensors) as weights:
                 update = self._train(bundle, weights, work, token, configuration, deadline)
@@ -280,11 +282,17 @@ class Participant:
                 self._training = False
         del trainer  # its memory is not needed beside the update's
         release_memory()
-        update = encoded_report(trained, manifest, work)
+        update = encoded_report(trained, manifest, work, self._feedback)
         until = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
         return SpooledUpdate(number, token, until, trained.metrics["loss"], update)
 
     def _report(self, update: SpooledUpdate) -> Session:
+        session = self._reported(update)
+        if self._feedback is not None:
+            self._feedback.settle(session.outcome is Outcome.REPORTED)
+        return session
+
+    def _reported(self, update: SpooledUpdate) -> Session:
         number = update.round_number
         try:
             reply = self._server.report(update.token, update.data, max(update.deadline.left, 0.0))

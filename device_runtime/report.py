@@ -6,12 +6,17 @@ import io
 
 from device_runtime.bundle import Manifest
 from device_runtime.codec import UpdateHeader, codec_named, write_update
+from device_runtime.feedback import ErrorFeedback
 from device_runtime.trainer import Trained
 from device_runtime.work import ClientWork
 
 
-def encoded_report(trained: Trained, manifest: Manifest, work: ClientWork) -> bytes:
+def encoded_report(
+    trained: Trained, manifest: Manifest, work: ClientWork, feedback: ErrorFeedback | None = None
+) -> bytes:
     """A training's update, encoded as its work says; the change of the weights is there one tensor at a time.
+
+    With error feedback, which keeps what the encoding loses, all of it is there at once.
 
     Raises:
         InputError: the codec is not known.
@@ -27,5 +32,10 @@ def encoded_report(trained: Trained, manifest: Manifest, work: ClientWork) -> by
         trained.metrics,
     )
     file = io.BytesIO()
-    write_update(file, header, trained.deltas())
+    if feedback is None:
+        write_update(file, header, trained.deltas())
+        return file.getvalue()
+    corrected = feedback.corrected(trained.deltas(), manifest)
+    write_update(file, header, corrected)
+    feedback.encoded(corrected, file.getvalue(), manifest)
     return file.getvalue()

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import quote
 
 from device_runtime import messages
 from device_runtime.download import fetch
@@ -30,9 +31,10 @@ class ServerClient:
         response = self._transport.request("POST", messages.CHECK_IN, body, {"Content-Type": "application/json"})
         return _parse(CheckInReply, response, "check-in")
 
-    def configuration(self, token: str) -> Configuration:
-        """Ask for the work of the round that the token stands for."""
-        response = self._transport.request("GET", messages.CONFIGURATION, headers=_authorization(token))
+    def configuration(self, token: str, holds: str | None = None) -> Configuration:
+        """Ask for the work of the round that the token stands for; `holds` is the weights that are here already."""
+        path = messages.CONFIGURATION if holds is None else f"{messages.CONFIGURATION}?{messages.HOLDS}={quote(holds)}"
+        response = self._transport.request("GET", path, headers=_authorization(token))
         return _parse(Configuration, response, "configuration")
 
     def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from device_runtime.errors import IntegrityError
-from device_runtime.files import file_sha256, unwritable
-from device_runtime.messages import weights_path
+from device_runtime.bundle import WEIGHTS, Bundle
+from device_runtime.encoded_weights import decoded_weights
+from device_runtime.errors import IntegrityError, NetworkError
+from device_runtime.files import file_sha256, flush, unwritable
+from device_runtime.messages import Configuration, encoded_weights_path, weights_path
 from device_runtime.server_client import ServerClient
+from device_runtime.weights import load_weights
 
 _SUFFIX = ".safetensors"
+_HEADER_ROOM = 1 << 16  # what a weights file may have beyond the tensors' bytes
 
 
 class WeightsCache:
@@ -17,10 +23,12 @@ class WeightsCache:
 
     Args:
         folder: made when the first weights come.
+        notice: told where encoded weights could not be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, notice: Callable[..., None] = lambda event, **fields: None) -> None:
         self._folder = folder
+        self._notice = notice
 
     @property
     def held(self) -> str | None:
@@ -28,33 +36,68 @@ class WeightsCache:
         names = sorted(path.stem for path in self._folder.glob(f"*{_SUFFIX}"))
         return names[0] if names else None
 
-    def get(self, identity: str, server: ServerClient, limit: int) -> Path:
-        """The file of the weights with this content hash: the one that is here, or else from the server.
+    def get(self, configuration: Configuration, bundle: Bundle, server: ServerClient) -> Path:
+        """The file of the weights that a round starts from.
 
-        It stays until other weights have come.
-
-        Args:
-            identity: SHA-256, hexadecimal.
-            server: has them.
-            limit: the most bytes that they may have.
+        The one that is here; or the bundle's own; or made from encoded weights, where the server says how; or else
+        whole from the server. It stays until other weights have come.
 
         Raises:
             NetworkError: the server can't be reached or lacks them.
             IntegrityError: it sent others.
             InputError: the folder can't be written.
         """
+        identity = configuration.weights
         if not identity.isalnum():
             raise IntegrityError(f"weights {identity!r}: expected hexadecimal digits")
         path = self._folder / f"{identity}{_SUFFIX}"
+        limit = 4 * bundle.manifest.parameters + _HEADER_ROOM
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if file_sha256(path) != identity:
                 self._remove_all_but(f"{path.name}.part", self.held and f"{self.held}{_SUFFIX}")
-                server.fetch(weights_path(identity), identity, limit, path)
+                if bundle.manifest.files[WEIGHTS].sha256 == identity:
+                    self._install(path, bundle.file(WEIGHTS))
+                elif not self._decode(configuration, bundle, server, limit, path):
+                    server.fetch(weights_path(identity), identity, limit, path)
             self._remove_all_but(path.name)
         except OSError as error:
             raise unwritable(path, error) from None
         return path
+
+    def _decode(
+        self, configuration: Configuration, bundle: Bundle, server: ServerClient, limit: int, path: Path
+    ) -> bool:
+        """Make the file from encoded weights; whether that went well."""
+        manifest, base = bundle.manifest, configuration.base
+        if not configuration.versions or base not in ("", self.held):
+            return False
+        try:
+            encoded = []
+            for version in configuration.versions:
+                data = server.download_optional(encoded_weights_path(version), limit)
+                if data is None:
+                    raise NetworkError(f"the server does not have the encoded weights {version}")
+                encoded.append(data)
+            before = self._folder / f"{base}{_SUFFIX}"
+            weights = load_weights(before.read_bytes(), manifest.tensors, str(before)) if base else None
+            content = decoded_weights(weights, encoded, manifest.tensors, manifest.model_id, configuration.weights)
+        except (IntegrityError, NetworkError) as error:
+            self._notice("whole_weights", reason=str(error))
+            return False
+        part = path.with_name(f"{path.name}.part")
+        with part.open("wb") as file:
+            file.write(content)
+            flush(file)
+        part.replace(path)
+        return True
+
+    def _install(self, path: Path, source: Path) -> None:
+        part = path.with_name(f"{path.name}.part")
+        shutil.copyfile(source, part)
+        with part.open("ab") as file:
+            flush(file)
+        part.replace(path)
 
     def _remove_all_but(self, *kept: str | None) -> None:
         for path in self._folder.iterdir():

@@ -59,6 +59,11 @@ def add(commands: Subparsers) -> None:
     run.add_argument("--cache", type=Path, metavar="DIR", help="for bundles (~/.cache/pocketfed-device)")
     add_root(run)
     run.add_argument("--state", type=Path, metavar="DIR", help="for what it remembers of a round (CACHE/state)")
+    run.add_argument(
+        "--error-feedback",
+        action="store_true",
+        help="add what an update's encoding lost to the next update: for devices that take part often",
+    )
     run.add_argument("--rounds", type=positive, metavar="N", help="stop after N accepted reports (no limit)")
     run.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="of one request (%(default)s)")
     run.add_argument("--attempts", type=positive, default=5, metavar="N", help="tries of a request (%(default)s)")
@@ -101,7 +106,7 @@ def _run(options: argparse.Namespace) -> int:
     cache: Path = options.cache or _default_cache()
     limits = Limits(options.max_memory, options.max_seconds)
     save = SavePolicy(options.save_every, options.save_seconds)
-    habits = Habits(options.threads, save, limits, conditions(options))
+    habits = Habits(options.threads, save, limits, conditions(options), error_feedback=options.error_feedback)
     # Several devices may share the folder, as they may the cache.
     own = sha256(canonical_json([options.population, options.client]))[:16]
     keys = trusted(options)

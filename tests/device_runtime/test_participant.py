@@ -22,8 +22,6 @@ from device_runtime.files import Lock
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
 from device_runtime.participant import Outcome, Participant, Session
 from device_runtime.server_client import ServerClient
-from device_runtime.tensors import sha256
-from device_runtime.weights_cache import WeightsCache
 from device_runtime.work import ClientWork
 from tests.device_runtime.file_server import FileServer, serve_files
 
@@ -73,7 +71,7 @@ class Server(ServerClient):
         assert (check_in.population, check_in.client) == ("digits", "phone")
         return self._rounds.check_ins.pop(0)
 
-    def configuration(self, token: str) -> Configuration:
+    def configuration(self, token: str, holds: str | None = None) -> Configuration:
         assert token.startswith("t")
         return self._rounds.configurations.pop(0)
 
@@ -235,26 +233,6 @@ def test_without_a_deadline_an_update_is_kept_for_a_day(
     assert asked == [pytest.approx(86_400, abs=60)]
 
 
-def test_weights_are_kept_until_others_come(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
-    cache, server = WeightsCache(tmp_path / "weights"), files.client()
-    first = digits_bundle.manifest.files[WEIGHTS].sha256
-    files.content[weights_path(sha256(b"second"))] = b"second"
-    assert [cache.held] == [None]
-    path = cache.get(first, server, 100_000)
-    assert (path.read_bytes(), cache.held) == (digits_bundle.file(WEIGHTS).read_bytes(), first)
-    files.asked.clear()
-    assert (cache.get(first, server, 100_000), files.asked) == (path, [])
-    path.write_bytes(b"damaged")
-    assert cache.get(first, server, 100_000).read_bytes() == digits_bundle.file(WEIGHTS).read_bytes()
-    with pytest.raises(NetworkError):
-        cache.get("0" * 64, server, 100_000)
-    assert cache.held == first
-    assert cache.get(sha256(b"second"), server, 6).read_bytes() == b"second"
-    assert leftovers(tmp_path / "weights") == [f"{sha256(b'second')}.safetensors"]
-    with pytest.raises(IntegrityError, match=r"^weights '../up': expected hexadecimal digits$"):
-        cache.get("../up", server, 6)
-
-
 def test_work_that_diverges_ends_the_round_and_not_the_device(
     take_part: Callable[..., list[Session]], start: Configuration
 ) -> None:
@@ -286,13 +264,6 @@ def test_only_counted_reports_count_and_a_duplicate_is_one(
     sessions = take_part(Rounds(accepted, [start] * 9, replies), limit=2)
     assert [session.outcome.value for session in sessions] == ["aborted", "reported", "reported"]
     assert len([path for path in files.asked if path.endswith(MANIFEST)]) == 1  # the bundle is loaded once
-
-
-def test_weights_that_are_others(take_part: Callable[..., list[Session]], start: Configuration, files: Files) -> None:
-    path = weights_path(start.weights)
-    files.content[path] = files.content[path][:-1] + b"?"
-    with pytest.raises(IntegrityError, match=f"^{path}: what the server sent does not have the SHA-256 "):
-        take_part(Rounds([ACCEPT], [start]))
 
 
 def test_work_that_is_none(take_part: Callable[..., list[Session]]) -> None:
