@@ -69,8 +69,6 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_first_weights_are_the_bundle_s_own(serve: Serve, digits_bundle: Bundle, tmp_path: Path) -> None:
-    serve: Serve, digits_bundle: Bundle, tmp_path: Path
-) -> None:
     versions, server = serve("f32")
     cache = WeightsCache(tmp_path)
     assert cache.held is None
