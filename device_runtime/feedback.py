@@ -22,7 +22,7 @@ class ErrorFeedback:
     """The losses of one device, in a folder.
 
     Args:
-        folder: of the device's state; made when the first loss is kept.
+        folder: of the device's state.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -19,9 +19,11 @@ import pytest
 from cli import fleet
 from cli.fleet import FleetResult, run_fleet
 from device_runtime.bundle import Bundle
+from device_runtime.codec import encoded_size
 from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.errors import NetworkError
 from device_runtime.examples import Examples
+from device_runtime.weights import dump_weights
 
 Run = Callable[..., FleetResult]
 ProcessesOf = Callable[[Path], dict[int, str]]
@@ -73,6 +75,22 @@ def test_a_fleet_of_one_commits_its_round(run: Run, processes_of: ProcessesOf, t
     told = (tmp_path / "server.log").read_text()
     assert re.fullmatch(rf"\d\d:\d\d:\d\d round 1 committed: 1 reports, loss {committed.train_loss}\n", told)
     assert processes_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize("downlink", ["f16", "q4"])
+def test_encoded_weights_are_all_that_a_device_fetches_after_its_first_round(
+    run: Run, digits_bundle: Bundle, tmp_path: Path, downlink: str
+) -> None:
+    rounds = 4
+    result = run([*ONE_DEVICE, "--rounds", str(rounds), "--codec", "q4", "--downlink", downlink])
+    manifest = digits_bundle.manifest
+    bundle = sum(entry.size for entry in manifest.files.values()) + len(manifest.dump())
+    encoded = encoded_size(manifest.tensors, downlink)
+    # The first round starts from the bundle's own weights.
+    assert result.download_bytes == bundle + (rounds - 1) * encoded
+    assert result.upload_bytes == rounds * encoded_size(manifest.tensors, "q4", ["loss"])
+    (held,) = (tmp_path / "device-0").rglob("weights/*.safetensors")
+    assert held.read_bytes() == dump_weights(result.rounds[-2].weights, manifest.tensors)
 
 
 def test_the_keys_that_the_user_trusts_are_not_for_a_fleet_of_the_user_s_own(
