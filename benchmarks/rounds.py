@@ -38,7 +38,6 @@ from tff_sim.results import rounds_to_target
 from tff_sim.simulation import random_cohorts
 
 MODEL = "mnist_2nn"
-CLIENTS = 100
 LEARNING_RATE = 0.215
 _LARGEST = 1 << 30
 _DEVICE_SECONDS = 120.0
@@ -53,7 +52,8 @@ class Run:
         seed: of cohorts and clients.
         rounds: to the target, interpolated as in the paper; None where it was not reached.
         accuracies: after each round.
-        upload_bytes, download_bytes: of a device in a round, on average.
+        upload_bytes: of a device in a round, on average.
+        weights_bytes: that it fetched, beside the bundle, on average.
     """
 
     codec: str
@@ -62,26 +62,26 @@ class Run:
     rounds: float | None
     accuracies: tuple[float, ...]
     upload_bytes: float
-    download_bytes: float
+    weights_bytes: float
 
 
 class Fleet:
     """The 2NN's bundle, and a file of examples for each client."""
 
-    def __init__(self, data_dir: Path, folder: Path) -> None:
+    def __init__(self, data_dir: Path, folder: Path, clients: int) -> None:
         self._folder = folder
         self.bundle: Bundle = export_bundle(models.get(MODEL), folder / "bundles", seed=0)
         data = datasets.load("mnist", data_dir)
         self._test: Examples = data.test
         self._trainer = Trainer(self.bundle)
         self.clients: list[str] = []
-        for name, examples in partition(data.train, "iid", CLIENTS, seed=0).items():
+        for name, examples in partition(data.train, "iid", clients, seed=0).items():
             np.savez(folder / f"{name}.npz", x=examples.x, y=examples.y)
             self.clients.append(name)
 
     def run(self, codec: str, downlink: str, seed: int, cohort_size: int, target: float, limit: int) -> Run:
         """Rounds until the target accuracy is reached, or `limit` of them."""
-        cohort_of = random_cohorts(self.clients, cohort_size / CLIENTS, seed)
+        cohort_of = random_cohorts(self.clients, cohort_size / len(self.clients), seed)
         accuracies: list[float] = []
         start = self._accuracy(self.bundle.file("weights.safetensors").read_bytes())
         options = ["--goal", str(cohort_size), "--over-selection", "1", "--minimum", str(cohort_size)]
@@ -98,6 +98,9 @@ class Fleet:
                     break
             counts = json.loads(transport.request("GET", STATUS, limit=_LARGEST).body)["counts"]
         sessions = cohort_size * len(accuracies)
+        seen = len({client for number in range(1, len(accuracies) + 1) for client in cohort_of(number)})
+        manifest = self.bundle.manifest
+        bundle_bytes = len(manifest.dump()) + sum(entry.size for entry in manifest.files.values())
         return Run(
             codec,
             downlink,
@@ -105,7 +108,7 @@ class Fleet:
             rounds_to_target(start, accuracies, target),
             tuple(accuracies),
             counts["upload_bytes"] / sessions,
-            counts["download_bytes"] / sessions,
+            (counts["download_bytes"] - seen * bundle_bytes) / sessions,
         )
 
     def _accuracy(self, weights: bytes) -> float:
@@ -157,13 +160,14 @@ def measure(
     codecs: Sequence[str],
     downlinks: Sequence[str],
     seeds: Sequence[int],
+    clients: int,
     cohort_size: int,
     target: float,
     limit: int,
 ) -> Iterator[Run]:
     """The runs of all combinations, as they end."""
     with tempfile.TemporaryDirectory() as folder:
-        fleet = Fleet(data_dir, Path(folder))
+        fleet = Fleet(data_dir, Path(folder), clients)
         for seed in seeds:
             for downlink in downlinks:
                 for codec in codecs:
@@ -177,7 +181,8 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", default=["f32", "q8", "q4", "q2", "q1"])
     parser.add_argument("--downlinks", nargs="+", default=["f32"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--cohort", type=int, default=10)
+    parser.add_argument("--clients", type=int, default=100, help="among whom the examples are dealt (%(default)s)")
+    parser.add_argument("--cohort", type=int, default=10, help="clients in a round (%(default)s)")
     parser.add_argument("--target", type=float, default=0.97)
     parser.add_argument("--limit", type=int, default=120)
     options = parser.parse_args()
@@ -186,6 +191,7 @@ def main() -> None:
         options.codecs,
         options.downlinks,
         options.seeds,
+        options.clients,
         options.cohort,
         options.target,
         options.limit,
