@@ -72,6 +72,8 @@ def test_every_command_and_option_in_the_unit_exists(unit: Path) -> None:
     assert options.data == Path("/var/lib/pocketfed-device/examples.npz")
     assert options.cache == Path("/var/cache/pocketfed-device")
     assert options.root == Path("/var/lib/pocketfed-device")
+    assert options.state == Path("/var/lib/pocketfed-device/rounds")
+    assert options.keep_trying and options.log_json
     assert options.threads == 2
     assert set(examples) - {word.strip("${}") for word in arguments} == {"POCKETFED_OPTIONS", "POCKETFED_TRUSTED_KEYS"}
 
