@@ -49,6 +49,7 @@ class Half:
     """
 
     _LARGEST = 15  # float16 holds what is below 2**16; rounded up, a value below 2**15 stays there
+    _LARGEST_UNIT = 2.0**45  # of values just below 2**60
     _SMALLEST = -14  # exponent below which float16's neighbours come no closer
     _DIGITS = 10
 
@@ -89,5 +90,7 @@ class Half:
     @staticmethod
     def finite(payload: memoryview, elements: int) -> bool:
         """Whether all values are finite."""
+        units = np.frombuffer(payload, "<f4", offset=2 * elements)
+        # Beyond the largest that an encoder writes, the products need not be finite, nor their sum over many updates.
         values = np.frombuffer(payload, "<f2", elements)
-        return bool(np.isfinite(values).all() and np.isfinite(np.frombuffer(payload, "<f4", offset=2 * elements)).all())
+        return bool((np.abs(units) <= Half._LARGEST_UNIT).all() and np.isfinite(values).all())

@@ -196,6 +196,17 @@ def test_what_is_not_finite_is_seen_before_it_is_decoded(name: str, unit: bytes)
     assert update.values().shape == (7,)
 
 
+def test_float16_times_a_unit_that_no_encoder_writes_is_taken_for_infinite() -> None:
+    content = bytearray(encoded("f16", metrics={})[:-4])
+    for unit, finite in ((2.0**45, True), (-(2.0**45), True), (2.0**46, False), (-(2.0**127), False), (np.nan, False)):
+        content[-4:] = struct.pack("<f", unit)
+        update = codec.read_update(sealed(bytes(content)), SPECS, MODEL)
+        assert update.finite == finite
+        assert np.isfinite(update.values()).all() or not finite
+    largest = np.array([np.nextafter(np.float32(2.0**60), np.float32(0))], np.float32)
+    assert codec.read_update(encoded("f16", delta=(np.zeros((3, 2), np.float32), largest)), SPECS, MODEL).finite
+
+
 def test_float32_that_is_not_finite_is_seen() -> None:
     content = bytearray(encoded("f32", metrics={})[:-4])
     content[36:40] = struct.pack("<f", np.nan)
