@@ -5,6 +5,8 @@ numpy's `Philox` with a key gives the words of counter 1, 2, … in order, four 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -61,5 +63,5 @@ class Draws:
             for x in point:
                 squared += x * x
             if 2.0**-20 <= squared < 1.0:
-                length = squared**0.5
+                length = math.sqrt(squared)  # exact to the bit everywhere; a power need not be
                 return tuple(x / length for x in point)
