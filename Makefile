@@ -14,7 +14,7 @@ export POCKETFED_RUNTIMES ?= $(LITERT)/bin/python
 # TensorFlow takes a minute to import where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check test-data test-arm bench bench-setup clean
+.PHONY: setup demo test check test-data test-arm bench bench-setup fuzz clean
 
 setup: .venv/.ready .venv/litert/.ready
 
@@ -58,13 +58,23 @@ check: setup
 # All benchmarks; they are worth quoting from a machine that does nothing else meanwhile.
 bench: setup bench-setup
 	$(RUN)pocketfed bench export
+	$(RUN)pocketfed bench codec $(if $(POCKETFED_DATA_DIR),--data-dir "$(POCKETFED_DATA_DIR)/mnist")
+
+# Any bytes to the decoder of updates, for ten minutes. The corpus stays: another run goes on from it.
+fuzz: .bench/fuzz/.ready
+	.bench/fuzz/bin/python -m benchmarks.fuzz .bench/corpus -max_total_time=600
 
 # What benchmarks measure against and nothing else needs.
-bench-setup: .bench/pytorch/.ready
+bench-setup: .bench/pytorch/.ready .bench/fuzz/.ready
 
 .bench/pytorch/.ready: benchmarks/requirements-pytorch.txt
 	$(PYTHON) -m venv .bench/pytorch
 	.bench/pytorch/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.bench/fuzz/.ready: benchmarks/requirements-fuzz.txt
+	$(PYTHON) -m venv .bench/fuzz
+	.bench/fuzz/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 clean:

@@ -8,13 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """A figure in `unit`, and the same of a reference: measured in the same run, or a fixed limit that it names."""
+    """A figure in `unit`, and the same of a reference: measured in the same run, or a fixed limit that it names.
+
+    The note, if any, says what was measured on, and how far repetitions were apart.
+    """
 
     name: str
     value: float
     unit: str
     reference: str
     reference_value: float
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -22,4 +26,7 @@ class Result:
         return self.value / self.reference_value
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "ratio": self.ratio}
+        fields = asdict(self) | {"ratio": self.ratio}
+        if not self.note:
+            del fields["note"]
+        return fields

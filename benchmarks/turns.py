@@ -1,6 +1,6 @@
 """Two runtimes measured by turns, so that what else the machine does meets both alike.
 
-Each runtime is a `Side`: a process of its own, since PyTorch lives in another environment and TensorFlow's threads
+A runtime is a `Side`: a process of its own, since PyTorch lives in another environment and TensorFlow's threads
 are set once in a process. It is told on standard input how many steps to take, and answers with the seconds of each,
 in lines of JSON.
 """
@@ -11,11 +11,13 @@ import json
 import subprocess
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from benchmarks.errors import BenchmarkError
 
@@ -29,6 +31,30 @@ class Plan:
 
     turns: int
     steps: int
+
+
+class Turning(Protocol):
+    """What takes turns."""
+
+    def turn(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps in a row."""
+        ...
+
+
+class Local:
+    """A function of this process as a side: where one environment has both, and no thread is left running."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self._step = step
+
+    def turn(self, steps: int) -> list[float]:
+        """Seconds of each of so many calls in a row."""
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            self._step()
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
 
 class Side:
@@ -105,7 +131,7 @@ class Side:
         return BenchmarkError(f"benchmark process {self._name} ended with code {code}: {said}")
 
 
-def by_turns(ours: Side, theirs: Side, plan: Plan) -> tuple[float, float]:
+def by_turns(ours: Turning, theirs: Turning, plan: Plan) -> tuple[float, float]:
     """Milliseconds of a step of each side.
 
     The median of a turn is what a step takes in training; the least of the turns is the one that nothing else on the

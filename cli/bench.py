@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
     from benchmarks.result import Result
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _options(function: _Function) -> _Function:
+    """What all benchmarks take."""
+    options = [
+        click.argument("names", nargs=-1, metavar="[NAME]…"),
+        click.option("--quick", is_flag=True, help="A few repetitions: to try whether it runs, not how fast."),
+        click.option("--out", type=click.Path(path_type=Path), help="Write the JSON into this file, too."),
+        click.option("--json", "as_json", is_flag=True, help="Print a JSON list on standard output, nothing else."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @click.group(short_help="Measure speed and memory against references.")
 def bench() -> None:
     """Measure speed and memory, each beside a reference.
@@ -25,10 +42,7 @@ def bench() -> None:
 
 
 @bench.command(name="export", short_help="Training steps, export, a device's memory.")
-@click.argument("names", nargs=-1, metavar="[NAME]…")
-@click.option("--quick", is_flag=True, help="A few repetitions: to try whether it runs, not how fast.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON into this file, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list on standard output, nothing else.")
+@_options
 def bench_export(names: tuple[str, ...], quick: bool, out: Path | None, as_json: bool) -> None:
     """Measure training steps of exported models, the export itself, and the memory of a device that trains.
 
@@ -52,10 +66,7 @@ def bench_export(names: tuple[str, ...], quick: bool, out: Path | None, as_json:
 
 
 @bench.command(name="device", short_help="Kills, and what memory a training needs.")
-@click.argument("names", nargs=-1, metavar="[NAME]…")
-@click.option("--quick", is_flag=True, help="A few kills and the smallest model: to try whether it runs.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON into this file, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list on standard output, nothing else.")
+@_options
 def bench_device(names: tuple[str, ...], quick: bool, out: Path | None, as_json: bool) -> None:
     """Kill a device that takes part in a real server's rounds, and compare the memory that it says it needs.
 
@@ -74,6 +85,34 @@ def bench_device(names: tuple[str, ...], quick: bool, out: Path | None, as_json:
     _require_writable(out)
     with round_progress("measuring", len(names or NAMES)) as progress:
         results = run_device_benchmarks(names, quick, progress, lambda line: click.echo(line, err=True))
+    _report(results, out, as_json)
+
+
+@bench.command(name="codec", short_help="Encoded updates: size, error, time, memory.")
+@_options
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder with MNIST's four files; else the embedded digits."
+)
+def bench_codec(names: tuple[str, ...], quick: bool, out: Path | None, as_json: bool, data_dir: Path | None) -> None:
+    """Measure the codecs on the updates of 100 clients that train for a round, after three of federated averaging.
+
+    \b
+    nmse_vs_eden_qN         squared error of the mean over 100 clients of mnist_cnn, against EDEN's
+    nmse_vs_eden_mlp_qN     the same of mnist_2nn
+    bytes_qN                an update of mnist_cnn, against float32
+    encode_vs_step_qN       its encoding against one training step, B = 10, 1 thread each
+    decode_add_vs_plain_qN  decoding and adding it, against plain 8-bit codes in numpy
+    encode_extra_memory_qN  what its encoding takes at most, against twice the largest tensor
+
+    N is 8, 4, 2 and 1. Without a NAME, all of them: about 15 minutes. Without --data-dir the clients have 14 of the
+    embedded digits each, enlarged to 28×28, instead of 600 examples of MNIST.
+    """
+    from benchmarks.codec import NAMES, run_codec_benchmarks
+    from cli.progress import round_progress
+
+    _require_writable(out)
+    with round_progress("measuring", len(names or NAMES)) as progress:
+        results = run_codec_benchmarks(names, data_dir, quick, progress)
     _report(results, out, as_json)
 
 
@@ -101,4 +140,7 @@ def _report(results: Sequence[Result], out: Path | None, as_json: bool) -> None:
     for result in results:
         value, reference = (f"{number:.3g} {result.unit}" for number in (result.value, result.reference_value))
         table.add_row(result.name, value, result.reference, reference, f"{result.ratio:.2f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for note in [f"{result.name}: {result.note}" for result in results if result.note]:
+        console.print(note, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`pocketfed bench export`, quickly: what it prints, and what it refuses."""
+"""`pocketfed bench`, quickly: what it prints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.codec
 import benchmarks.device
 import benchmarks.export
 from benchmarks.result import Result
@@ -25,6 +26,17 @@ NAMES = (
 )
 
 
+CODEC_FAMILIES = (
+    "nmse_vs_eden_qN",
+    "nmse_vs_eden_mlp_qN",
+    "bytes_qN",
+    "encode_vs_step_qN",
+    "decode_add_vs_plain_qN",
+    "encode_extra_memory_qN",
+)
+CODEC_NAMES = tuple(family.replace("N", number) for family in CODEC_FAMILIES for number in "8421")
+
+
 def test_names_that_other_programs_rely_on(capsys: Capture) -> None:
     assert benchmarks.export.NAMES == NAMES
     assert main(["bench", "export", "--help"]) == 0
@@ -35,8 +47,8 @@ def test_names_that_other_programs_rely_on(capsys: Capture) -> None:
 def test_the_page_on_performance_names_them_all() -> None:
     page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
     named = tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    # What each is, and what it measured; of the device's both at once.
-    assert named == NAMES * 2 + benchmarks.device.NAMES
+    # What each is, and what it measured; of the device's and the codec's both at once.
+    assert named == (*NAMES * 2, *benchmarks.device.NAMES, *CODEC_FAMILIES)
 
 
 def test_what_a_device_says_it_needs(capsys: Capture) -> None:
@@ -68,11 +80,47 @@ def test_quick_run_in_json_and_into_a_file(tmp_path: Path, capsys: Capture) -> N
     assert output.err.splitlines()[0] == f"measuring 0/2  {names[0]}"
 
 
+def test_names_of_the_codec_s(capsys: Capture) -> None:
+    assert benchmarks.codec.NAMES == CODEC_NAMES
+    assert main(["bench", "codec", "--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"  {name} " in output for name in CODEC_FAMILIES)
+
+
+def test_quick_run_of_the_codec_s(tmp_path: Path, capsys: Capture) -> None:
+    names = ["nmse_vs_eden_q1", "bytes_q8", "encode_vs_step_q8", "decode_add_vs_plain_q2", "encode_extra_memory_q4"]
+    assert main(["bench", "codec", *names, "--quick", "--json"]) == 0
+    output = capsys.readouterr()
+    results = {result["name"]: result for result in json.loads(output.out)}
+    assert list(results) == names
+    for result in results.values():
+        assert set(result) - {"note"} == {"name", "value", "unit", "reference", "reference_value", "ratio"}
+        assert result["value"] > 0
+    error = results["nmse_vs_eden_q1"]
+    assert 0.5 < error["ratio"] < 2
+    assert error["note"].startswith("5 of 100 clients × 14 embedded digits enlarged to 28×28; ")
+    assert results["bytes_q8"]["ratio"] <= 0.254
+    assert results["encode_extra_memory_q4"]["ratio"] <= 1
+    assert [result["unit"] for result in results.values()] == ["NMSE", "MB", "ms", "ms", "MB"]
+    assert "measuring 0/5  exporting mnist_cnn" in output.err
+
+
+def test_wrong_arguments_of_the_codec_s(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["bench", "codec", "nmse"]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told == f"pocketfed: unknown benchmark 'nmse'; known are {', '.join(CODEC_NAMES)}"
+    assert main(["bench", "codec", "bytes_q8", "--data-dir", str(tmp_path / "none")]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err.splitlines()[-1]
+    assert main(["bench", "codec", "--out", str(tmp_path)]) == 2
+    assert "change --out" in capsys.readouterr().err
+
+
 def test_table(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = Result("cnn_train_peak_mb", 90.0, "MB", "fixed, 60 MB", 60.0)
+    result = Result("cnn_train_peak_mb", 90.0, "MB", "fixed, 60 MB", 60.0, "on a busy machine")
     monkeypatch.setattr(benchmarks.export, "run_export_benchmarks", lambda names, quick, progress: [result])
     assert main(["bench", "export"]) == 0
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if "cnn_train_peak_mb" in line]
+    row, note = [line for line in capsys.readouterr().out.splitlines() if "cnn_train_peak_mb" in line]
+    assert note == "cnn_train_peak_mb: on a busy machine"
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         "cnn_train_peak_mb", "90 MB", "fixed, 60 MB", "60 MB", "1.50"
     ]  # fmt: skip
