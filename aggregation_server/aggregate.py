@@ -97,5 +97,6 @@ class _RotatedSum:
         return mean
 
     def _flush(self) -> None:
-        self._sum += self._recent.settle()
+        with np.errstate(over="ignore", invalid="ignore"):  # as above
+            self._sum += self._recent.settle()
         self._recent.clear()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -143,3 +145,19 @@ def test_memory_does_not_grow_with_the_number_of_reports(name: str) -> None:
         tracemalloc.stop()
     assert kept[1] - kept[0] < 5_000
     assert peak < 4 * update.delta[0].nbytes, "more than one update in float32 and in float64"
+
+
+@pytest.mark.parametrize("name", ["q8", "q4", "q2", "q1"])
+def test_a_sum_of_hostile_updates_that_overflows_is_not_finite_and_says_nothing(name: str) -> None:
+    """Each is finite, with the largest scale and weight that there are; warnings are errors in the tests."""
+    specs = (TensorSpec("t", (100,)),)
+    values = (np.random.default_rng(0).normal(size=100) * 2.0**57).astype(np.float32)
+    aggregate = Aggregate(specs)
+    for seed in range(33):
+        update = ClientUpdate((values * np.float32((-1) ** seed),), 2**64 - 1, 7)
+        content = bytearray(codec.encode(update, specs, MODEL, name, seed)[:-4])
+        content[-4:] = struct.pack("<hH", 496, 0xFFFF)  # the exponent, and the levels of four blocks
+        report = codec.read_update(bytes(content) + struct.pack("<I", zlib.crc32(content)), specs, MODEL)
+        assert report.finite
+        aggregate.add(report)
+    assert aggregate.result()[0].shape == (100,)
