@@ -16,10 +16,12 @@ from device_runtime import codec
 from device_runtime.codec import codebook
 from device_runtime.codec.randomness import Draws
 from tests.device_runtime.codec import plain_decoder as plain
+from tests.device_runtime.codec import plain_encoder
 
 FILE = Path(__file__).parents[3] / "docs" / "codec-vectors.json"
 CONTENT: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 POINTS = {int(dimensions): points for dimensions, points in CONTENT["constants"]["points"].items()}
+LENGTHS = {int(dimensions): text for dimensions, text in CONTENT["constants"]["lengths"].items()}
 SHORT = [vector for vector in CONTENT["vectors"] if "encoded" in vector]
 
 
@@ -60,7 +62,23 @@ def test_the_plain_decoder_reads_every_short_vector_to_the_same_bits(vector: dic
     assert hashlib.sha256(bytes.fromhex(vector["decoded"])).hexdigest() == vector["decoded_sha256"]
 
 
-def test_its_steps_are_those_of_the_file() -> None:
+@pytest.mark.parametrize("vector", SHORT, ids=lambda vector: f"{vector['codec']}-{vector['size']}-{vector['spread']}")
+def test_the_plain_encoder_writes_every_short_vector(vector: dict[str, Any]) -> None:
+    data = plain_encoder.encode(
+        codec.CODECS.index(vector["codec"]),
+        bytes.fromhex(CONTENT["model_id"][:16]),
+        vector["round"],
+        CONTENT["weight"],
+        int(vector["seed"], 16),
+        CONTENT["metrics"],
+        values(vector["size"], vector["spread"]).tolist(),
+        POINTS,
+        {dimensions: floats(text) for dimensions, text in LENGTHS.items()},
+    )
+    assert data.hex() == vector["encoded"]
+
+
+def test_the_decoder_s_steps_are_those_of_the_file() -> None:
     steps = CONTENT["steps"]
     for one in steps["philox"]:
         words = plain.philox(*(int(half, 16) for half in one["key"]))
