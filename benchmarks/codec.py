@@ -114,7 +114,10 @@ class CodecBenchmarks:
         reference = _eden_error(updates, bits)
         value = float(np.mean(ours))
         apart = f"{min(ours) / reference:.3f} to {max(ours) / reference:.3f} in {len(ours)} rounds"
-        return Result(name, value, "NMSE", f"EDEN, {bits} bits", reference, f"{updates.source}; {apart}")
+        sizes = (
+            f"{encoded_size(updates.specs, codec):,} bytes, EDEN {eden.encoded_size(updates.deltas.shape[1], bits):,}"
+        )
+        return Result(name, value, "NMSE", f"EDEN, {bits} bits", reference, f"{updates.source}; {apart}; {sizes}")
 
     def _bytes(self, codec: str, name: str) -> Result:
         specs = self._bundle("mnist_cnn").manifest.tensors
