@@ -1,7 +1,7 @@
 """Federated averaging of clients that return, with and without the feedback of their errors.
 
 Error feedback (Seide et al. 2014; Karimireddy et al. 2019): a client adds to its update what the encoding of its last
-one left out. An encoding that is not a contraction, as unbiased ones of few bits are not, is scaled down for it.
+one left out. In theory an unbiased encoding has to be scaled down for it, so that it errs by less than it is given.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ SCHEMES = (
     "f32",
     "q2",
     "q1",
+    "q2, with feedback",
+    "q1, with feedback",
     "q2, scaled down, with feedback",
     "q1, scaled down, with feedback",
     "top-k of q2's size",

@@ -104,7 +104,8 @@ def test_a_decoder_that_takes_more_is_found() -> None:
 @pytest.mark.skipif(not PYTHON.exists(), reason="the fuzzer's environment is missing: make bench-setup")
 def test_the_fuzzer_runs(tmp_path: Path) -> None:
     command = [str(PYTHON), "-m", "benchmarks.fuzz", str(tmp_path / "corpus")]
-    command += ["-runs=100", f"-artifact_prefix={tmp_path}/"]
+    # A process inherits the peak of the one that starts it: the limit on it is the fuzzer's own affair.
+    command += ["-runs=100", "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]
     run = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "stat::number_of_executed_units: " in run.stderr
