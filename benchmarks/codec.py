@@ -97,6 +97,7 @@ class CodecBenchmarks:
             named[f"bytes_{codec}"] = partial(self._bytes, codec)
         for codec in BITS:
             named[f"encode_vs_step_{codec}"] = partial(self._encoding, codec)
+        named["encode_vs_step"] = self._slowest_encoding
         for codec in BITS:
             named[f"decode_add_vs_plain_{codec}"] = partial(self._decoding, codec)
         for codec in BITS:
@@ -129,6 +130,9 @@ class CodecBenchmarks:
         encoding = Local(partial(updates.encode, 0, codec, 1))
         value, reference = by_turns(encoding, Local(step), Plan(2, 2) if self._quick else Plan(12, 8))
         return Result(name, value, "ms", "one training step, B = 10, 1 thread", reference)
+
+    def _slowest_encoding(self, name: str) -> Result:
+        return max((self._encoding(codec, name) for codec in BITS), key=lambda result: result.ratio)
 
     def _decoding(self, codec: str, name: str) -> Result:
         updates = self.updates("mnist_cnn")

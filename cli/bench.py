@@ -101,6 +101,7 @@ def bench_codec(names: tuple[str, ...], quick: bool, out: Path | None, as_json: 
     nmse_vs_eden_mlp_qN     the same of mnist_2nn
     bytes_qN                an update of mnist_cnn, against float32
     encode_vs_step_qN       its encoding against one training step, B = 10, 1 thread each
+    encode_vs_step          the slowest of these
     decode_add_vs_plain_qN  decoding and adding it, against plain 8-bit codes in numpy
     encode_extra_memory_qN  what its encoding takes at most, against twice the largest tensor
 
