@@ -62,7 +62,7 @@ bench: setup bench-setup
 
 # Any bytes to the decoder of updates, for ten minutes. The corpus stays: another run goes on from it.
 fuzz: .bench/fuzz/.ready
-	.bench/fuzz/bin/python -m benchmarks.fuzz .bench/corpus -max_total_time=600
+	.bench/fuzz/bin/python -m benchmarks.fuzz .bench/corpus -artifact_prefix=.bench/ -max_total_time=600
 
 # What benchmarks measure against and nothing else needs.
 bench-setup: .bench/pytorch/.ready .bench/fuzz/.ready
