@@ -37,7 +37,6 @@ from device_runtime.codec.total import Total
 from device_runtime.tensors import FloatArray
 
 _Matrix = list[list[float]]
-_PIECE = 2048  # bytes that are decoded at a time: their values stay in a core's nearest cache
 
 
 class TurnedPoints:
@@ -95,20 +94,21 @@ class TurnedPoints:
 
     def add(self, payload: memoryview, total: Total, factor: float) -> None:
         """Add `factor` times the values to the total."""
-        size, pair = total.values.size, 2 * self._dimensions
-        exponents, levels = read_levels(payload, size)
-        codes = np.frombuffer(payload, np.uint8, -(-size // pair))
-        places = np.repeat(levels.astype(np.uint16) << 8, BLOCK // pair)[: codes.size] | codes
-        tables: dict[int, npt.NDArray[np.void]] = {}
-        for start in range(0, codes.size, _PIECE):
-            place = start * pair
-            exponent = exponents[place // CHUNK]
-            if exponent not in tables:  # chunks are often alike
-                tables[exponent] = self._table(exponent, factor)
-            chosen = places[start : start + _PIECE]
-            # The faster way is another one for each size of items.
-            found = tables[exponent][chosen] if pair == 4 else tables[exponent].take(chosen)
-            part = total.values[place : place + _PIECE * pair]
+        pair = 2 * self._dimensions
+        exponents, levels = read_levels(payload, total.values.size)
+        tables = {exponent: self._table(exponent, factor) for exponent in set(exponents)}  # chunks are often alike
+        buffer = np.empty(CHUNK // pair, f"V{4 * pair}")
+        for number, exponent in enumerate(exponents):
+            place = number * CHUNK
+            part = total.values[place : place + CHUNK]
+            codes = np.frombuffer(payload, np.uint8, -(-part.size // pair), place // pair)
+            rows = levels[place // BLOCK : (place + CHUNK) // BLOCK].astype(np.uint16) << 8
+            places = np.repeat(rows, BLOCK // pair)[: codes.size]
+            places |= codes
+            if pair == 4:  # the faster way is another one for each size of items
+                found = tables[exponent][places]
+            else:
+                found = tables[exponent].take(places, out=buffer[: codes.size], mode="clip")
             part += found.view(np.float32)[: part.size]
 
     @staticmethod

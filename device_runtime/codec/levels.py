@@ -88,6 +88,19 @@ def read_levels(payload: memoryview, elements: int) -> tuple[list[int], Bytes]:
     return exponents, unpack_nibbles(np.frombuffer(end[count:], np.uint8), blocks_of(elements))
 
 
+def block_steps(payload: memoryview, elements: int, factor: float, steps: np.float32) -> FloatArray:
+    """The scale of every block times `factor`, over `steps`; float32 [blocks], from the end of a payload."""
+    exponents, levels = read_levels(payload, elements)
+    tables = {
+        exponent: scales_of(exponent) * np.float32(factor) / steps for exponent in set(exponents)
+    }  # chunks are often alike
+    found = np.empty(levels.size, np.float32)
+    for number, exponent in enumerate(exponents):
+        blocks = slice(number * CHUNK // BLOCK, (number + 1) * CHUNK // BLOCK)
+        tables[exponent].take(levels[blocks], out=found[blocks], mode="clip")
+    return found
+
+
 def are_finite(payload: memoryview, elements: int) -> bool:
     """Whether the exponents at the end of a payload are such as an encoder writes."""
     return all(abs(exponent) <= _LARGEST_EXPONENT for exponent in read_levels(payload, elements)[0])

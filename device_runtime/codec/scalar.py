@@ -14,11 +14,10 @@ from device_runtime.codec.levels import (
     BLOCK,
     LevelWriter,
     are_finite,
+    block_steps,
     blocks_of,
     levels_size,
     pack_nibbles,
-    read_levels,
-    scales_of,
 )
 from device_runtime.codec.randomness import Draws
 from device_runtime.codec.rotation import CHUNK
@@ -72,23 +71,22 @@ class DitheredLevels:
     def add(self, payload: memoryview, total: Total, factor: float) -> None:
         """Add `factor` times the values to the total."""
         size = total.values.size
-        exponents, levels = read_levels(payload, size)
-        matrix = np.empty(min(CHUNK, BLOCK * levels.size), np.float32)
-        for number, exponent in enumerate(exponents):
-            part = total.values[number * CHUNK : (number + 1) * CHUNK]
+        steps = block_steps(payload, size, factor, self._half)
+        shift = np.float32(1) - self._draws.coarse(steps.size)
+        if self._bits == 4:  # its codes start at 0
+            shift += self._lowest
+        shift *= steps
+        total.offsets += shift
+        buffer = np.empty(min(CHUNK, BLOCK * steps.size), np.float32)
+        for place in range(0, size, CHUNK):
+            part = total.values[place : place + CHUNK]
             columns = blocks_of(part.size)
-            blocks = slice(number * CHUNK // BLOCK, number * CHUNK // BLOCK + columns)
-            steps = (scales_of(exponent) * np.float32(factor) / self._half)[levels[blocks]]
-            values = matrix[: BLOCK * columns]
-            self._read(payload, number * CHUNK, values[: part.size])
+            values = buffer[: BLOCK * columns]
+            self._read(payload, place, values[: part.size])
             values[part.size :] = 0
             table = values.reshape(BLOCK, columns)
-            table *= steps
+            table *= steps[place // BLOCK : place // BLOCK + columns]
             part += values[: part.size]
-            shift = np.float32(1) - self._draws.coarse(columns)
-            if self._bits == 4:  # its codes start at 0
-                shift += self._lowest
-            total.offsets[blocks] += shift * steps
 
     @staticmethod
     def finite(payload: memoryview, elements: int) -> bool:
