@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,7 +125,8 @@ def load_examples(path: Path, manifest: Manifest, through: int | None = None) ->
     from device_runtime.local_store import LocalStore  # SQLite is loaded only where there is a store
 
     with LocalStore(path) as store:
-        store.expire()  # from the disk; the snapshot leaves out what is too old in any case
+        with suppress(InputError):  # of a reader, or a full disk: the snapshot leaves out what is too old in any case
+            store.expire()
         return store.snapshot(manifest, through)
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from device_runtime.bundle import Bundle
+from device_runtime.errors import InputError
 from device_runtime.examples import Examples, ExampleTypes, load_examples
-from device_runtime.local_store import LocalStore
+from device_runtime.local_store import Limits, LocalStore
 
 BATCH = 7
 KILLS = 12
@@ -138,3 +139,26 @@ def test_a_process_that_loads_its_own_store_keeps_its_locks(path: Path, digits_b
         store.add(np.full((BATCH, 8, 8, 1), 7, np.float32), np.full(BATCH, 7, np.int32))
     require_whole_batches(load_examples(path, digits_bundle.manifest))
     assert not Path(f"{path}-wal").exists()
+
+
+def test_examples_that_can_t_be_expired_from_the_disk_now_are_left_out_all_the_same(
+    path: Path, digits_bundle: Bundle
+) -> None:
+    """An app that reads for a long time, or a full disk, does not keep a device from its round."""
+    with LocalStore(path) as store:
+        store.set_limits(Limits(max_age=2.0))
+    reader = sqlite3.connect(path, isolation_level=None)
+    try:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM examples").fetchone() == (BATCH,)
+        time.sleep(2.0)
+        with LocalStore(path, seconds=0.1) as store:
+            with pytest.raises(InputError, match="another process has been reading for"):
+                store.expire()
+            store.set_limits(Limits(max_age=60.0))
+            store.add(np.full((1, 8, 8, 1), 6, np.float32), np.full(1, 6, np.int32))
+        with LocalStore(path, seconds=0.1, clock=lambda: time.time() - 3600) as store:
+            store.add(np.full((1, 8, 8, 1), 7, np.float32), np.full(1, 7, np.int32))
+        assert load_examples(path, digits_bundle.manifest).y.tolist() == [6]
+    finally:
+        reader.close()
