@@ -7,6 +7,7 @@
 | ``update`` | an encoded update that the server has not answered yet |
 | ``given-up`` | the token of a round that this device gave up |
 | ``weights/`` | those that the round starts from (`device_runtime.weights_cache`) |
+| ``loss``, ``loss.pending`` | what encodings lost (`device_runtime.feedback`) |
 
 All but the lock are written whole or not at all, and hold a checksum; one that does not hold counts as missing.
 """

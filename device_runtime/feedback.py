@@ -13,6 +13,7 @@ from pathlib import Path
 from device_runtime.bundle import Manifest
 from device_runtime.codec import decode
 from device_runtime.errors import IntegrityError
+from device_runtime.files import flush_folder, unwritable
 from device_runtime.sealed import open_sealed, remove, seal
 from device_runtime.tensors import FloatArray, Weights
 from device_runtime.weights import dump_weights, load_weights
@@ -47,9 +48,19 @@ class ErrorFeedback:
         seal(self._pending, {"model_id": manifest.model_id}, [dump_weights(lost, manifest.tensors)])
 
     def settle(self, accepted: bool) -> None:
-        """The update was taken, and what it lost is for the next; or it was not, and what was lost before still is."""
-        if accepted and self._pending.exists():
-            self._pending.replace(self._kept)
+        """The update was taken, and what it lost is for the next; or it was not, and what was lost before still is.
+
+        Asked again, it has nothing to do.
+
+        Raises:
+            InputError: the folder can't be written.
+        """
+        try:
+            if accepted and self._pending.exists():
+                self._pending.replace(self._kept)
+                flush_folder(self._kept.parent)
+        except OSError as error:
+            raise unwritable(self._kept, error) from None
         remove(self._pending)
 
     def _lost(self, manifest: Manifest) -> Weights | None:

@@ -214,7 +214,10 @@ class Participant:
         except (_GivenUpError, UpdateError) as error:  # with other weights or on another day it may go well
             self._state.settle(token)
             return Session(Outcome.ABORTED, number, str(error))
-        self._state.spool(update)
+        try:
+            self._state.spool(update)
+        except InputError as error:  # a disk that is full costs the safety of the update, and not the update
+            self._notice("update_not_kept", round=number, reason=str(error))
         return self._report(update)
 
     def _train(
@@ -287,29 +290,30 @@ class Participant:
         return SpooledUpdate(number, token, until, trained.metrics["loss"], update)
 
     def _report(self, update: SpooledUpdate) -> Session:
-        session = self._reported(update)
-        if self._feedback is not None:
+        session, given_up = self._reported(update)
+        if self._feedback is not None:  # before the update is forgotten: one that is still there is answered again
             self._feedback.settle(session.outcome is Outcome.REPORTED)
+        self._state.settle(update.token if given_up else None)
         return session
 
-    def _reported(self, update: SpooledUpdate) -> Session:
+    def _reported(self, update: SpooledUpdate) -> tuple[Session, bool]:
+        """How the report ended, and whether the round is given up: the server may give its token again."""
         number = update.round_number
         try:
             reply = self._server.report(update.token, update.data, max(update.deadline.left, 0.0))
         except NetworkError as error:
             if update.deadline.left > 0:
                 raise
-            self._state.settle(update.token)
-            return Session(Outcome.ABORTED, number, f"the deadline passed before the server took the update: {error}")
+            detail = f"the deadline passed before the server took the update: {error}"
+            return Session(Outcome.ABORTED, number, detail), True
         # A duplicate is our own report whose acknowledgement was lost on the way.
         if reply.verdict == "accepted" or reply.reason == "duplicate":
-            self._state.settle()
-            return Session(Outcome.REPORTED, number, f"loss {update.loss:.4f}, {len(update.data)} bytes")
+            detail = f"loss {update.loss:.4f}, {len(update.data)} bytes"
+            return Session(Outcome.REPORTED, number, detail), False
+        detail = f"{reply.reason}: {reply.message}"
         if reply.verdict == "aborted":
-            self._state.settle()
-            return Session(Outcome.ABORTED, number, f"{reply.reason}: {reply.message}")
-        self._state.settle(update.token)  # the server would give the token again, and refuse the same update again
-        return Session(Outcome.REFUSED, number, f"{reply.reason}: {reply.message}")
+            return Session(Outcome.ABORTED, number, detail), False
+        return Session(Outcome.REFUSED, number, detail), True  # the server would refuse the same update again
 
     def _unmet(self) -> str | None:
         return None if self._habits.conditions is None else self._habits.conditions.unmet()

@@ -20,7 +20,7 @@ from device_runtime.device_state import DeviceState
 from device_runtime.errors import InputError, IntegrityError, NetworkError
 from device_runtime.files import Lock
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
-from device_runtime.participant import Outcome, Participant, Session
+from device_runtime.participant import Habits, Outcome, Participant, Session
 from device_runtime.server_client import ServerClient
 from device_runtime.work import ClientWork
 from tests.device_runtime.file_server import FileServer, serve_files
@@ -264,6 +264,59 @@ def test_only_counted_reports_count_and_a_duplicate_is_one(
     sessions = take_part(Rounds(accepted, [start] * 9, replies), limit=2)
     assert [session.outcome.value for session in sessions] == ["aborted", "reported", "reported"]
     assert len([path for path in files.asked if path.endswith(MANIFEST)]) == 1  # the bundle is loaded once
+
+
+def test_an_update_that_can_t_be_kept_is_sent_all_the_same(
+    files: Files, start: Configuration, examples_file: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    rounds = Rounds([ACCEPT], [start], [ReportReply("accepted")])
+    with DeviceState(tmp_path / "state") as state:
+        (tmp_path / "state" / "update.new").mkdir()  # where it would be written
+        participant = Participant(
+            Server(files, rounds),
+            "digits",
+            "phone",
+            examples_file(23, 0),
+            tmp_path / "cache",
+            state,
+            notice=lambda event, **fields: told.append((event, fields)),
+            sleep=lambda _: None,
+        )
+        assert participant.take_part().outcome is Outcome.REPORTED
+    (lost,) = [fields for event, fields in told if event == "update_not_kept"]
+    path = tmp_path / "state" / "update"
+    reason = f"{path}: can't write it: Is a directory; make room there, or change --cache or --state"
+    assert lost == {"round": 3, "reason": reason}
+    assert len(rounds.received) == 1
+
+
+def test_what_an_update_lost_counts_once_whenever_the_device_is_killed(
+    files: Files, start: Configuration, examples_file: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    """The server takes an update; the device ends before it has forgotten it, and sends it again."""
+
+    class Killed(DeviceState):
+        def settle(self, token: str | None = None) -> None:
+            raise KeyboardInterrupt
+
+    def a_round(kind: type[DeviceState], rounds: Rounds) -> Session:
+        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache")
+        with kind(tmp_path / "state") as state:
+            habits = Habits(error_feedback=True)
+            return Participant(Server(files, rounds), *arguments, state, habits, sleep=lambda _: None).take_part()
+
+    loss = tmp_path / "state" / "loss"
+    a_round(DeviceState, Rounds([ACCEPT], [start], [ReportReply("accepted")]))
+    first = loss.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        a_round(Killed, Rounds([replace(ACCEPT, token="t2")], [start], [ReportReply("accepted")]))
+    second = loss.read_bytes()
+    assert second != first
+    session = a_round(DeviceState, Rounds([], [], [ReportReply("refused", "duplicate")]))
+    assert session.outcome is Outcome.REPORTED
+    assert loss.read_bytes() == second
+    assert leftovers(tmp_path / "state") == ["loss", "weights"]
 
 
 def test_work_that_is_none(take_part: Callable[..., list[Session]]) -> None:
