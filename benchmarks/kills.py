@@ -188,7 +188,7 @@ class _Run:
         return True
 
     def _check_state(self) -> None:
-        for folder in (self._folder / "cache" / "state").glob("*"):
+        for folder in (self._folder / "cache" / "rounds").glob("*"):
             for name in _SEALED:
                 if (folder / name).exists():
                     sealed = open_sealed(folder / name)

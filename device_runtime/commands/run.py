@@ -58,7 +58,7 @@ def add(commands: Subparsers) -> None:
     run.add_argument("--client", default=socket.gethostname(), metavar="NAME", help="this device's name (%(default)s)")
     run.add_argument("--cache", type=Path, metavar="DIR", help="for bundles (~/.cache/pocketfed-device)")
     add_root(run)
-    run.add_argument("--state", type=Path, metavar="DIR", help="for what it remembers of a round (CACHE/state)")
+    run.add_argument("--state", type=Path, metavar="DIR", help="for what it remembers of a round (CACHE/rounds)")
     run.add_argument(
         "--error-feedback",
         action="store_true",
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
     # Several devices may share the folder, as they may the cache.
     own = sha256(canonical_json([options.population, options.client]))[:16]
     keys = trusted(options)
-    with DeviceState((options.state or cache / "state") / own) as state:
+    with DeviceState((options.state or cache / "rounds") / own) as state:
         participant = Participant(
             server,
             options.population,

@@ -402,3 +402,15 @@ def test_a_bundle_that_does_not_fit_is_refused_before_it_starts(
     assert (error["event"], error["exit_code"]) == ("error", 2)
     assert error["message"].startswith("bundle 'digits_mlp': a training with batches of 5 needs about ")
     assert error["message"].endswith(" MB, --max-memory allows 5")
+
+
+def test_one_folder_for_rounds_and_installs(
+    digits_bundle: Bundle, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """What is remembered of a round is not among what an install replaces."""
+    folder = tmp_path / "cache"
+    assert main(["install", str(digits_bundle.path), "--root", str(folder)]) == 0
+    with serving(digits_bundle, tmp_path, WORK) as url:
+        assert main(arguments(url, "--root", str(folder))) == 0
+    assert len(list(folder.glob("rounds/*/weights/*.safetensors"))) == 1
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["current", "state.json"]

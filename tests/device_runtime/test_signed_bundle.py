@@ -370,7 +370,7 @@ def test_a_device_and_a_real_server(
             (signed / MANIFEST_SIGNATURE).write_bytes(signature)
             refused = f"signed with the key {ID}, which is not trusted; trusted: {OTHER_ID}"
             assert run("other") == (4, f"{where}{refused}\n")
-            assert [path.name for path in (tmp_path / "cache").iterdir()] == ["state"]
+            assert [path.name for path in (tmp_path / "cache").iterdir()] == ["rounds"]
             assert run("trusted") == (0, "")
             assert open_bundle(tmp_path / "cache" / identity, TRUSTED).signer == ID
         finally:
