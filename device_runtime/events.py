@@ -5,6 +5,7 @@ Every object has ``time`` (RFC 3339, UTC, milliseconds) and ``event``; the other
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -34,7 +35,8 @@ class Events:
             line = text
         else:
             return
-        print(line, file=self._stream or sys.stdout, flush=True)
+        with contextlib.suppress(OSError):  # a log on a full disk, or a reader that has left, does not end a round
+            print(line, file=self._stream or sys.stdout, flush=True)
 
 
 def _finite(fields: dict[str, Any]) -> dict[str, Any]:

@@ -414,3 +414,14 @@ def test_one_folder_for_rounds_and_installs(
         assert main(arguments(url, "--root", str(folder))) == 0
     assert len(list(folder.glob("rounds/*/weights/*.safetensors"))) == 1
     assert sorted(path.name for path in (folder / "state").iterdir()) == ["current", "state.json"]
+
+
+def test_a_log_that_can_t_be_written_does_not_end_a_round(
+    digits_bundle: Bundle, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """On a disk that is full, such as /dev/full."""
+    with serving(digits_bundle, tmp_path, WORK) as url:
+        command = [sys.executable, "-m", "device_runtime.cli", *arguments(url)]
+        with Path("/dev/full").open("w") as full:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=300)
+        assert [entry["counts"]["reported"] for entry in status(url)["history"]] == [1]
