@@ -177,6 +177,7 @@ def test_a_device_sends_check_ins_tokens_and_updates_and_nothing_else(
     requests = [parse(bytes(sent)) for sent in recording.sent if sent]
     answers = b"".join(map(bytes, recording.received))
     tokens = set(re.findall(r'"token":\s*"([^"]+)"', answers.decode("latin-1")))
+    versions = set(re.findall(r'"weights":\s*"([0-9a-f]{64})"', answers.decode("latin-1")))
     reports = []
     for request in requests:
         headers = dict(request.headers)
@@ -200,7 +201,9 @@ def test_a_device_sends_check_ins_tokens_and_updates_and_nothing_else(
             reports.append(request.body)
         else:
             assert request.method == "GET"
-            assert request.path == CONFIGURATION or _PATH.fullmatch(request.path)
+            path, _, holds = request.path.partition("?holds=")
+            assert path == CONFIGURATION or _PATH.fullmatch(request.path)
+            assert holds in versions | {""}  # weights that the server itself has named
             assert (request.body, kind) == (b"", "")
 
     assert len(reports) == ROUNDS
