@@ -22,7 +22,7 @@ from device_runtime.device_bundles import DeviceBundles
 from device_runtime.device_state import DeviceState, SpooledUpdate
 from device_runtime.eligibility.conditions import Conditions
 from device_runtime.errors import InputError, NetworkError, UpdateError
-from device_runtime.examples import load_examples
+from device_runtime.examples import Examples, load_examples
 from device_runtime.feedback import ErrorFeedback
 from device_runtime.installation import Installation
 from device_runtime.interpreter import runtime_version
@@ -207,23 +207,35 @@ class Participant:
         work, number = ClientWork.from_json(configuration.work), configuration.round_number
         deadline = Deadline.in_seconds(work.deadline_seconds, self._clocks)
         bundle = self._bundles.get(configuration.bundle, self._server)  # verified, from here or from there
+        examples = self._examples(bundle, token)
+        require_memory(self._habits.limits, bundle.manifest, work, len(examples))  # before weights come in vain
         path = self._weights.get(configuration, bundle, self._server)
+        release_memory()  # of decoding them
         try:
             with WeightsFile(path, bundle.manifest.tensors) as weights:
-                update = self._train(bundle, weights, work, token, configuration, deadline)
+                update = self._train(bundle, weights, examples, work, token, configuration, deadline)
         except (_GivenUpError, UpdateError) as error:  # with other weights or on another day it may go well
             self._state.settle(token)
             return Session(Outcome.ABORTED, number, str(error))
+        del examples  # they may be many, and a report may take long
         try:
             self._state.spool(update)
         except InputError as error:  # a disk that is full costs the safety of the update, and not the update
             self._notice("update_not_kept", round=number, reason=str(error))
         return self._report(update)
 
+    def _examples(self, bundle: Bundle, token: str) -> Examples:
+        """The examples of the round with this token."""
+        kept = kept_task(self._state.progress)
+        # Of a store that has grown meanwhile, a training that goes on takes what it began with.
+        through = kept.get("last") if kept.get("token") == token else None
+        return load_examples(self._data, bundle.manifest, through)
+
     def _train(
         self,
         bundle: Bundle,
         weights: WeightsFile,
+        examples: Examples,
         work: ClientWork,
         token: str,
         configuration: Configuration,
@@ -236,11 +248,6 @@ class Participant:
             UpdateError: the training diverged.
         """
         manifest, number, limits = bundle.manifest, configuration.round_number, self._habits.limits
-        kept = kept_task(self._state.progress)
-        # Of a store that has grown meanwhile, a training that goes on takes what it began with.
-        through = kept.get("last") if kept.get("token") == token else None
-        examples = load_examples(self._data, manifest, through)
-        require_memory(limits, manifest, work, len(examples))
         trainer = Trainer(bundle, self._habits.threads)
         notice = partial(self._notice, round=number)
         task = {

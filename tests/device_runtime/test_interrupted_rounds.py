@@ -402,6 +402,7 @@ def test_a_bundle_that_does_not_fit_is_refused_before_it_starts(
     assert (error["event"], error["exit_code"]) == ("error", 2)
     assert error["message"].startswith("bundle 'digits_mlp': a training with batches of 5 needs about ")
     assert error["message"].endswith(" MB, --max-memory allows 5")
+    assert not list(tmp_path.glob("cache/rounds/*/weights/*"))
 
 
 def test_one_folder_for_rounds_and_installs(
