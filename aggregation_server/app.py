@@ -123,21 +123,20 @@ def create_app(coordinator: Coordinator) -> FastAPI:
 
     @app.get(messages.weights_path("{identity}"))
     async def weights(request: Request, identity: str) -> Response:
-        data = coordinator.weights(identity)
+        return content(request, identity, coordinator.weights(identity), "no such version of the weights")
+
+    @app.get(messages.encoded_weights_path("{identity}"))
+    async def encoded_weights(request: Request, identity: str) -> Response:
+        return content(request, identity, coordinator.encoded_weights(identity), "no such encoded weights")
+
+    def content(request: Request, identity: str, data: bytes | None, otherwise: str) -> Response:
         if data is None:
-            return _error(404, "not_found", "no such version of the weights")
+            return _error(404, "not_found", otherwise)
         etag = f'"{identity}"'
         asked = asked_range(request.headers, len(data), etag)
         part = data if asked is None else data[asked.start : asked.stop]
         coordinator.downloaded(len(part))
         return _part(part, asked, len(data), _IMMUTABLE | {"ETag": etag, "Accept-Ranges": "bytes"})
-
-    @app.get(messages.encoded_weights_path("{identity}"))
-    async def encoded_weights(identity: str) -> Response:
-        data = coordinator.encoded_weights(identity)
-        if data is None:
-            return _error(404, "not_found", "no encoded form of this version of the weights")
-        return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
 
     @app.get(messages.STATUS)
     async def status() -> Response:

@@ -131,7 +131,7 @@ class Coordinator:
             bundle=self.bundle.identity,
             weights=self._state.identity,
             base=route.base,
-            versions=list(route.versions),
+            encoded=list(route.encoded),
             work=work.to_json(),
         )
 
@@ -190,10 +190,8 @@ class Coordinator:
         self._counts.download_bytes += size
 
     def encoded_weights(self, identity: str) -> bytes | None:
-        """The encoded form of this version, counted as a download; None where there is none."""
-        data = self._downlink.encoded(identity)
-        self._counts.download_bytes += len(data or b"")
-        return data
+        """Encoded weights by the SHA-256 of their bytes; None where there are none."""
+        return self._downlink.encoded(identity)
 
     def status(self) -> dict[str, Any]:
         """What the status page says, as JSON; docs/protocol.md describes the keys."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from aggregation_server.state import ServerState
 from device_runtime import codec
 from device_runtime.errors import InputError
-from device_runtime.tensors import FloatArray, TensorSpec, Weights
+from device_runtime.tensors import FloatArray, TensorSpec, Weights, sha256
 from device_runtime.update import ClientUpdate
 from device_runtime.work import client_seed
 
@@ -36,16 +37,22 @@ class EncodedWeights:
     base: str
     data: bytes
 
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of `data`."""
+        return sha256(self.data)
+
 
 @dataclass(frozen=True)
 class Route:
-    """How a device comes from what it holds to a version: from `base`, adding the encoded values of each of `versions`.
+    """How a device comes from what it holds to a version: from `base`, adding the values of each of `encoded`.
 
-    An empty base is a vector of zeros. Without versions, the whole file is to be fetched.
+    They are named by the SHA-256 of their bytes. An empty base is a vector of zeros. Without any, the whole file is to
+    be fetched.
     """
 
     base: str = ""
-    versions: tuple[str, ...] = ()
+    encoded: tuple[str, ...] = ()
 
 
 class Downlink:
@@ -92,9 +99,8 @@ class Downlink:
                 self._encoded.popitem(last=False)
 
     def encoded(self, identity: str) -> bytes | None:
-        """The encoded form of a version; None where there is none any more."""
-        encoded = self._encoded.get(identity)
-        return None if encoded is None else encoded.data
+        """Encoded weights by the SHA-256 of their bytes; None where they are not there any more."""
+        return next((one.data for one in self._encoded.values() if one.identity == identity), None)
 
     def route(self, holds: str, wanted: str, whole_size: int) -> Route:
         """The way to a version with the fewest bytes.
@@ -104,17 +110,17 @@ class Downlink:
             wanted: the version that it is to have.
             whole_size: bytes of the whole file.
         """
-        versions: list[str] = []
+        found: list[str] = []
         size, version = 0, wanted
         while version != holds:
             encoded = self._encoded.get(version)
             if encoded is None or (size := size + len(encoded.data)) >= whole_size:
                 return Route()
-            versions.insert(0, version)
+            found.insert(0, encoded.identity)
             version = encoded.base
             if not version:
                 break
-        return Route(version, tuple(versions)) if versions else Route()
+        return Route(version, tuple(found)) if found else Route()
 
     def _encode(self, values: Weights, round_number: int) -> bytes:
         update = ClientUpdate(values, 0, round_number)

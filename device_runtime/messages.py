@@ -29,8 +29,8 @@ def weights_path(identity: str) -> str:
 
 
 def encoded_weights_path(identity: str) -> str:
-    """Path of a version's encoded form, by the content hash of the weights."""
-    return f"/v1/weights/{identity}/encoded"
+    """Path of encoded weights, by their content hash."""
+    return f"/v1/encoded-weights/{identity}"
 
 
 class _Message:
@@ -83,9 +83,9 @@ class Configuration(_Message):
         bundle: identity (SHA-256 of the manifest) of the bundle to train with.
         weights: content hash (SHA-256) of the weights to start from.
         work: a `ClientWork` as JSON.
-        base, versions: how the device gets the weights in fewer bytes: it adds the encoded values of each of these
-            versions, in this order, to the version `base`, which it said that it holds, or to zeros where that is
-            empty. No versions: it fetches the whole file.
+        base, encoded: how the device gets the weights in fewer bytes: it adds the values of each of these encoded
+            weights, named by their content hash, in this order, to the version `base`, which it said that it holds, or
+            to zeros where that is empty. None of them: it fetches the whole file.
     """
 
     state: Literal["wait", "start", "aborted"]
@@ -95,7 +95,7 @@ class Configuration(_Message):
     weights: str = ""
     work: dict[str, Any] | None = None
     base: str = ""
-    versions: list[str] = field(default_factory=list)
+    encoded: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from device_runtime.server_client import ServerClient
 from device_runtime.weights import load_weights
 
 _SUFFIX = ".safetensors"
+_ENCODED = ".encoded"
 _HEADER_ROOM = 1 << 16  # what a weights file may have beyond the tensors' bytes
 
 
@@ -55,7 +56,9 @@ class WeightsCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if file_sha256(path) != identity:
-                self._remove_all_but(f"{path.name}.part", self.held and f"{self.held}{_SUFFIX}")
+                encoded = [f"{name}{_ENCODED}" for name in configuration.encoded]
+                parts = [f"{name}.part" for name in (path.name, *encoded)]
+                self._remove_all_but(*parts, *encoded, self.held and f"{self.held}{_SUFFIX}")
                 if bundle.manifest.files[WEIGHTS].sha256 == identity:
                     self._install(path, bundle.file(WEIGHTS))
                 elif not self._decode(configuration, bundle, server, limit, path):
@@ -70,15 +73,10 @@ class WeightsCache:
     ) -> bool:
         """Make the file from encoded weights; whether that went well."""
         manifest, base = bundle.manifest, configuration.base
-        if not configuration.versions or base not in ("", self.held):
+        if not configuration.encoded or base not in ("", self.held):
             return False
         try:
-            encoded = []
-            for version in configuration.versions:
-                data = server.download_optional(encoded_weights_path(version), limit)
-                if data is None:
-                    raise NetworkError(f"the server does not have the encoded weights {version}")
-                encoded.append(data)
+            encoded = [self._fetched(identity, server, limit) for identity in configuration.encoded]
             before = self._folder / f"{base}{_SUFFIX}"
             weights = load_weights(before.read_bytes(), manifest.tensors, str(before)) if base else None
             content = decoded_weights(weights, encoded, manifest.tensors, manifest.model_id, configuration.weights)
@@ -91,6 +89,15 @@ class WeightsCache:
             flush(file)
         part.replace(path)
         return True
+
+    def _fetched(self, identity: str, server: ServerClient, limit: int) -> bytes:
+        """Encoded weights, from here or else from the server."""
+        if not identity.isalnum():
+            raise IntegrityError(f"encoded weights {identity!r}: expected hexadecimal digits")
+        path = self._folder / f"{identity}{_ENCODED}"
+        if file_sha256(path) != identity:
+            server.fetch(encoded_weights_path(identity), identity, limit, path)
+        return path.read_bytes()
 
     def _install(self, path: Path, source: Path) -> None:
         part = path.with_name(f"{path.name}.part")

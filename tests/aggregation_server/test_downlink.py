@@ -13,7 +13,7 @@ from aggregation_server.state import ServerState
 from device_runtime.encoded_weights import decoded_weights
 from device_runtime.errors import InputError, IntegrityError
 from device_runtime.messages import CheckIn
-from device_runtime.tensors import TensorSpec, Weights
+from device_runtime.tensors import TensorSpec, Weights, sha256
 from device_runtime.weights import load_weights
 
 SPECS = (TensorSpec("kernel", (300, 30)), TensorSpec("bias", (30,)))
@@ -40,7 +40,7 @@ def trained(downlink: Downlink, rounds: int) -> tuple[list[ServerState], list[We
 
 def arrive(downlink: Downlink, route: Route, base: ServerState, wanted: ServerState) -> bytes:
     """What a device makes of a route."""
-    encoded = [downlink.encoded(version) for version in route.versions]
+    encoded = [downlink.encoded(identity) for identity in route.encoded]
     assert None not in encoded
     held = load_weights(base.data, SPECS, "held") if route.base else None
     return decoded_weights(held, [data for data in encoded if data], SPECS, MODEL, wanted.identity)
@@ -55,13 +55,13 @@ def test_a_device_decodes_the_very_weights_that_are_committed(name: str) -> None
     for held in range(6):
         for wanted in range(held + 1, 7):
             route = downlink.route(states[held].identity, states[wanted].identity, WHOLE)
-            if not route.versions:
+            if not route.encoded:
                 continue
             found += 1
             assert arrive(downlink, route, states[held], states[wanted]) == states[wanted].data
             steps = 1 if name == "f16" else wanted - held
-            assert len(route.versions) == steps
-            assert sum(len(downlink.encoded(version) or b"") for version in route.versions) <= steps * size * WHOLE
+            assert len(route.encoded) == steps
+            assert sum(len(downlink.encoded(identity) or b"") for identity in route.encoded) <= steps * size * WHOLE
     assert found == (21 if name != "q8" else 6 + 5 + 4), "four differences of q8 are more than the whole file"
 
 
@@ -84,7 +84,7 @@ def test_whole_files_only() -> None:
     states, deltas = trained(downlink, 2)
     assert states[1].data == states[0].after(deltas[0], SPECS).data
     assert downlink.route(states[0].identity, states[1].identity, WHOLE) == Route()
-    assert downlink.encoded(states[1].identity) is None
+    assert downlink.encoded("") is None
 
 
 def test_a_device_that_holds_nothing_or_something_unknown_fetches_the_whole_file() -> None:
@@ -101,24 +101,24 @@ def test_a_device_that_holds_nothing_or_something_unknown_fetches_the_whole_file
 def test_float16_needs_no_version_before() -> None:
     downlink = Downlink(SPECS, MODEL, "f16", 0)
     states, _ = trained(downlink, 2)
-    for holds in ("", states[0].identity, states[1].identity):
-        assert downlink.route(holds, states[2].identity, WHOLE) == Route("", (states[2].identity,))
+    routes = {downlink.route(holds, states[2].identity, WHOLE) for holds in ("", states[0].identity, "0" * 64)}
+    (route,) = routes
+    assert route.base == "" and len(route.encoded) == 1
 
 
 def test_old_versions_are_forgotten() -> None:
     downlink = Downlink(SPECS, MODEL, "q1", 0)
     states, _ = trained(downlink, 20)
-    assert downlink.encoded(states[4].identity) is None
-    assert downlink.encoded(states[5].identity) is not None
     assert downlink.route(states[3].identity, states[5].identity, WHOLE) == Route()
-    assert downlink.route(states[4].identity, states[5].identity, WHOLE).versions
+    assert downlink.route(states[4].identity, states[5].identity, WHOLE).encoded
 
 
 def test_changed_bytes_never_become_weights() -> None:
     downlink = Downlink(SPECS, MODEL, "q8", 0)
     (before, after), _ = trained(downlink, 1)
-    data = downlink.encoded(after.identity)
-    assert data is not None
+    (identity,) = downlink.route(before.identity, after.identity, WHOLE).encoded
+    data = downlink.encoded(identity)
+    assert data is not None and sha256(data) == identity
     with pytest.raises(IntegrityError, match="the checksum does not match"):
         decoded_weights(before.weights, [data[:-1] + b"\0"], SPECS, MODEL, after.identity)
     with pytest.raises(IntegrityError, match=r"^encoded weights: what comes out does not have the SHA-256 0{64}$"):
@@ -155,10 +155,10 @@ def test_the_coordinator_tells_a_device_the_way(
     current = coordinator.status()["weights"]
     first = coordinator.status()["history"][0]["weights"]
     configuration = coordinator.configuration(reply.token, first)
-    assert (configuration.base, configuration.versions) == (first, [current])
-    assert coordinator.configuration(reply.token).versions == []
-    before = coordinator.status()["counts"]["download_bytes"]
-    data = coordinator.encoded_weights(current)
-    assert data is not None
-    assert coordinator.status()["counts"]["download_bytes"] == before + len(data)
+    assert configuration.base == first
+    (identity,) = configuration.encoded
+    data = coordinator.encoded_weights(identity)
+    assert data is not None and sha256(data) == identity
+    assert current not in (first, identity)
+    assert coordinator.configuration(reply.token).encoded == []
     assert coordinator.encoded_weights("nothing") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,14 @@ class Versions:
             self.states.append(state)
         for state in self.states:
             self.content[weights_path(state.identity)] = state.data
-            data = self.downlink.encoded(state.identity)
-            if data is not None:
-                self.content[encoded_weights_path(state.identity)] = data
+        for before, state in pairwise(self.states):
+            for identity in self.downlink.route(before.identity, state.identity, len(state.data)).encoded:
+                self.content[encoded_weights_path(identity)] = self.downlink.encoded(identity) or b""
 
     def configuration(self, number: int, holds: str | None) -> Configuration:
         wanted = self.states[number]
         route = self.downlink.route(holds or "", wanted.identity, len(wanted.data))
-        return Configuration("start", weights=wanted.identity, base=route.base, versions=list(route.versions))
+        return Configuration("start", weights=wanted.identity, base=route.base, encoded=list(route.encoded))
 
 
 @pytest.fixture
@@ -107,11 +108,11 @@ def test_encoded_weights_are_decoded_and_nothing_else_is_fetched(
         configuration = versions.configuration(number, cache.held)
         path = cache.get(configuration, digits_bundle, client)
         assert path.read_bytes() == versions.states[number].data
-    assert all(path.endswith("/encoded") for path in server.asked)
+    assert all(path.startswith("/v1/encoded-weights/") for path in server.asked)
     assert len(server.asked) == (2 if codec == "f16" else 3)
 
 
-@pytest.mark.parametrize("how", ["missing", "damaged", "of another base", "of another version"])
+@pytest.mark.parametrize("how", ["missing", "damaged", "of another base", "of another version", "of no name"])
 def test_where_encoded_weights_can_t_be_used_the_whole_file_comes(
     serve: Serve, digits_bundle: Bundle, tmp_path: Path, how: str
 ) -> None:
@@ -121,25 +122,42 @@ def test_where_encoded_weights_can_t_be_used_the_whole_file_comes(
     client = ServerClient(server.transport())
     cache.get(versions.configuration(0, None), digits_bundle, client)
     configuration = versions.configuration(1, cache.held)
-    encoded = encoded_weights_path(configuration.weights)
+    (identity,) = configuration.encoded
+    path = encoded_weights_path(identity)
     if how == "missing":
-        del versions.content[encoded]
+        del versions.content[path]
     elif how == "damaged":
-        versions.content[encoded] = versions.content[encoded][:-1]
+        versions.content[path] = versions.content[path][:-1] + b"?"
     elif how == "of another base":
         configuration = replace(configuration, base=sha256(b"another"))
+    elif how == "of another version":
+        other = versions.configuration(2, versions.states[1].identity)
+        configuration = replace(configuration, encoded=other.encoded)
     else:
-        versions.content[encoded] = versions.content[encoded_weights_path(versions.states[2].identity)]
-    path = cache.get(configuration, digits_bundle, client)
-    assert path.read_bytes() == versions.states[1].data
+        configuration = replace(configuration, encoded=["../up"])
+    whole = cache.get(configuration, digits_bundle, client)
+    assert whole.read_bytes() == versions.states[1].data
     assert server.asked[-1] == weights_path(configuration.weights)
+    assert names(tmp_path) == [whole.name]
     expected = {
-        "missing": f"whole_weights: the server does not have the encoded weights {configuration.weights}",
-        "damaged": "whole_weights: update: the checksum does not match the content",
-        "of another version": "whole_weights: encoded weights: what comes out does not have the SHA-256"
-        f" {configuration.weights}",
+        "missing": f"{path}: the server answers with status 404",
+        "damaged": f"{path}: what the server sent does not have the SHA-256 {identity}",
+        "of another version": "encoded weights: what comes out does not have the SHA-256 " + configuration.weights,
+        "of no name": "encoded weights '../up': expected hexadecimal digits",
     }
-    assert told == ([expected[how]] if how in expected else [])
+    assert told == ([f"whole_weights: {expected[how]}"] if how in expected else [])
+
+
+def test_encoded_weights_that_broke_off_are_gone_on_with(serve: Serve, digits_bundle: Bundle, tmp_path: Path) -> None:
+    versions, server = serve("q8")
+    cache, client = WeightsCache(tmp_path), ServerClient(server.transport())
+    cache.get(versions.configuration(0, None), digits_bundle, client)
+    configuration = versions.configuration(1, cache.held)
+    (identity,) = configuration.encoded
+    content = versions.content[encoded_weights_path(identity)]
+    (tmp_path / f"{identity}.encoded.part").write_bytes(content[:1000])
+    assert cache.get(configuration, digits_bundle, client).read_bytes() == versions.states[1].data
+    assert server.ranges[-1] == "bytes=1000-"
 
 
 def test_weights_that_are_others(serve: Serve, digits_bundle: Bundle, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ EXAMPLES = 12
 METRICS = {"loss"}
 CLIENT = "phone-0"
 TEXT = b"dia=ry_=of_=who=eve=r_o=wns=thi=s_p=hon=e, ="
-_PATH = re.compile(r"/v1/(bundles/[0-9a-f]{64}/[a-z]+\.[a-z0-9]+|weights/[0-9a-f]{64}(/encoded)?)")
+_PATH = re.compile(r"/v1/(bundles/[0-9a-f]{64}/[a-z]+\.[a-z0-9]+|(encoded-)?weights/[0-9a-f]{64})")
 
 
 @dataclass
