@@ -192,6 +192,7 @@ def test_a_device_gets_the_whole_bundle_and_no_other_file(server: httpx.Client, 
         messages.bundle_path(bundle.identity, "..%2Fmanifest.json"),
         messages.bundle_path("0" * 64, MANIFEST),
         messages.weights_path("0" * 64),
+        messages.encoded_weights_path("0" * 64),
         "/docs",
         "/openapi.json",
     ):
@@ -244,6 +245,36 @@ def test_a_part_of_a_file_and_of_weights_is_given_and_counted(server: httpx.Clie
         assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{len(weights)}")
         other = server.get(url, headers={"Range": "bytes=10-", "If-Range": '"other"'})
         assert (other.status_code, other.content) == (200, weights)
+
+
+def test_encoded_weights_come_by_their_content_whole_or_in_part(
+    start_server: Callable[..., tuple[str, BaseProcess]], make_report: Callable[..., bytes], tmp_path: Path
+) -> None:
+    config = RoundConfig(1, over_selection=1)
+    url, _ = start_server(f"sqlite:///{tmp_path / 'server.db'}", config, downlink="q1")
+    with httpx.Client(base_url=url, timeout=30) as server:
+        holds = ""
+        for number in (1, 2):
+            reply = server.post(
+                messages.CHECK_IN, json={"population": "tiny", "client": f"c{number}", "runtime": ""}
+            ).json()
+            headers = {"Authorization": f"Bearer {reply['token']}"}
+            asked = server.get(messages.CONFIGURATION, params={messages.HOLDS: holds}, headers=headers).json()
+            if number == 1:
+                holds = asked["weights"]
+            report = make_report(value=0.5, round_number=number)
+            assert server.post(messages.REPORT, content=report, headers=headers).json()["verdict"] == "accepted"
+        (identity,), base = asked["encoded"], asked["base"]
+        assert base == holds
+        whole = server.get(messages.encoded_weights_path(identity))
+        assert (whole.status_code, sha256(whole.content)) == (200, identity)
+        assert whole.headers["etag"] == f'"{identity}"'
+        part = server.get(messages.encoded_weights_path(identity), headers={"Range": "bytes=7-"})
+        assert (part.status_code, part.content) == (206, whole.content[7:])
+        other = server.get(messages.encoded_weights_path("0" * 64)).json()
+        assert other == {"reason": "not_found", "message": "no such encoded weights"}
+        gone = server.get(messages.weights_path("0" * 64)).json()
+        assert gone == {"reason": "not_found", "message": "no such version of the weights"}
 
 
 def test_the_manifest_s_etag_is_the_identity(server: httpx.Client, bundle: Bundle) -> None:
