@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
             state,
             habits,
             keys,
-            events.tell,
+            _noticer(events),
             installation=_installation(options),
         )
         cap_memory(limits)
@@ -170,6 +170,15 @@ def _take_part(
             wait = base * random.uniform(0.8, 1.2)  # noqa: S311
             events.tell("error", f"{error}; again in {wait / 60:.0f} minutes", message=str(error), retry_seconds=wait)
             time.sleep(wait)
+
+
+def _noticer(events: Events) -> Callable[..., None]:
+    """Tells of what happens within a session; a person who looks on is told why nothing does."""
+
+    def notice(event: str, **fields: object) -> None:
+        events.tell(event, f"waiting: {fields['reason']}" if event == "waiting" else "", **fields)
+
+    return notice
 
 
 def _teller(events: Events) -> Callable[[Session], None]:

@@ -18,7 +18,8 @@ import pytest
 from device_runtime import __version__, codec
 from device_runtime.bundle import TRAIN_ARTIFACT, WEIGHTS, Bundle
 from device_runtime.cli import main
-from device_runtime.examples import Examples, load_examples
+from device_runtime.examples import Examples, ExampleTypes, load_examples
+from device_runtime.local_store import LocalStore
 from device_runtime.messages import STATUS, weights_path
 from device_runtime.participant import Participant
 from device_runtime.tensors import TensorSpec, Weights
@@ -209,6 +210,19 @@ def test_rejections_in_a_row_are_told_once(
         "waiting for a round (b)",
         "the task is complete",
     ]
+
+
+def test_a_person_is_told_what_a_device_waits_for(script: Any, digits_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with LocalStore(path, ExampleTypes.of(digits_bundle.manifest)):
+        pass
+    command = [sys.executable, "-m", "device_runtime.cli", *run_arguments(script.url, path, tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as device:
+        assert device.stdout is not None
+        assert device.stdout.readline() == "waiting: no local examples\n"
+        device.terminate()
+        assert device.stdout.read() == "ended, as it was told to\n"
+    assert (device.returncode, script.requests) == (0, [])
 
 
 def test_a_device_that_keeps_trying(
