@@ -557,6 +557,57 @@ def test_a_download_that_was_killed_long_ago_is_removed(files: Files, digits_bun
     assert leftovers(tmp_path) == sorted([".download-new", digits_bundle.identity])
 
 
+def _old_bundles(bundle: Bundle, folder: Path, count: int) -> list[str]:
+    """Other bundles in the cache, the first one used least recently."""
+    names = [f"{number:x}" * 64 for number in range(count)]
+    for age, name in zip(range(count, 0, -1), names, strict=True):
+        shutil.copytree(bundle.path, folder / name)
+        os.utime(folder / name, (time.time() - 1000 * age,) * 2)
+    return names
+
+
+def test_of_old_bundles_those_stay_that_were_used_last(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    others = ["rounds", "a" * 63, "f" * 65, "notes"]
+    for name in others:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    names = _old_bundles(digits_bundle, tmp_path, 6)
+    cache = BundleCache(tmp_path)
+    cache.get(digits_bundle.identity, files.client())
+    assert leftovers(tmp_path) == sorted([*others, *names[3:], digits_bundle.identity])
+
+
+def test_a_bundle_that_is_used_again_stays(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    """Which of them are used is known by the folders' times; a download of another makes room."""
+    home, cache = tmp_path / digits_bundle.identity, BundleCache(tmp_path)
+    cache.get(digits_bundle.identity, files.client())
+    os.utime(home, (0, 0))
+    names = _old_bundles(digits_bundle, tmp_path, 4)
+    cache.get(digits_bundle.identity, files.client())
+    assert leftovers(tmp_path) == sorted([*names, home.name])  # nothing new has come
+    assert home.stat().st_mtime > time.time() - 60
+
+
+def test_the_bundle_in_use_stays_whatever_the_clock_says(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    """A board without a clock starts in 1970, long before the times of what lies there."""
+    names = _old_bundles(digits_bundle, tmp_path, 5)
+    for name in names:
+        os.utime(tmp_path / name, (time.time() + 10**6,) * 2)
+    bundle = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert leftovers(tmp_path) == sorted([*names[2:], digits_bundle.identity])
+    assert bundle.file(WEIGHTS).exists()
+
+
+def test_an_old_bundle_that_can_t_be_removed_is_left(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    names = _old_bundles(digits_bundle, tmp_path, 5)
+    shutil.rmtree(tmp_path / names[0])
+    (tmp_path / names[0]).write_text("no folder, which is what is removed")
+    os.utime(tmp_path / names[0], (0, 0))
+    bundle = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert bundle.identity == digits_bundle.identity
+    assert leftovers(tmp_path) == sorted([names[0], *names[2:], digits_bundle.identity])
+
+
 def test_a_disk_that_is_full(
     files: Files, digits_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
