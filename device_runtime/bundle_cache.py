@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import shutil
 import tempfile
 import time
@@ -31,10 +33,12 @@ _MANIFEST_LIMIT = 1 << 20
 _SIGNATURE_LIMIT = 1 << 12
 _SCRATCH = ".download-"
 _ABANDONED_SECONDS = 86_400.0  # a download that was killed so long ago is not another process's
+_KEPT = 4  # bundles, for the devices of several populations may share a folder
+_IDENTITY = re.compile("[0-9a-f]{64}")  # what else lies in the folder is not the cache's
 
 
 class BundleCache:
-    """Bundles in a folder of this device.
+    """Bundles in a folder of this device; when one was downloaded, all but the last few that were used are removed.
 
     Args:
         folder: made when the first bundle comes.
@@ -62,13 +66,17 @@ class BundleCache:
             raise IntegrityError(f"bundle identity {identity!r}: expected hexadecimal digits")
         held = self._held(identity)
         if held is not None:
+            self._mark_used(identity)
             return held
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
             with self._scratch(identity) as scratch:
                 self._install(identity, server, scratch)
-            return open_bundle(self._folder / identity, self._trusted)
+            bundle = open_bundle(self._folder / identity, self._trusted)
+            self._mark_used(identity)
+            self._remove_unused(identity)
+            return bundle
         except OSError as error:
             raise unwritable(self._folder, error) from None
 
@@ -112,6 +120,20 @@ class BundleCache:
             home.rename(scratch / "damaged")
         fresh.rename(home)
         flush_folder(self._folder)
+
+    def _mark_used(self, identity: str) -> None:
+        with contextlib.suppress(OSError):  # a folder of another user, which can be read
+            os.utime(self._folder / identity)
+
+    def _remove_unused(self, identity: str) -> None:
+        """Remove all bundles but this one and the last that were used; what can't be removed stays."""
+        used: list[tuple[float, Path]] = []
+        for path in self._folder.iterdir():
+            if _IDENTITY.fullmatch(path.name) and path.name != identity:
+                with contextlib.suppress(OSError):  # another process was faster
+                    used.append((path.stat().st_mtime, path))
+        for _, path in sorted(used, reverse=True)[_KEPT - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _remove_abandoned(self) -> None:
         for path in self._folder.glob(f"{_SCRATCH}*"):

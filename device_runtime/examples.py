@@ -22,6 +22,10 @@ _SQLITE = b"SQLite format 3\0"
 _ROWS = 1024  # that are looked at in one go, so that a check takes little memory
 
 
+class NoExamplesError(InputError):
+    """A local store without examples, which an app may add at any time."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """Features [n, …] and labels [n, …] as the train signature's inputs ``x`` and ``y`` want them.
@@ -111,15 +115,12 @@ def load_examples(path: Path, manifest: Manifest, through: int | None = None) ->
         through: of a store, only the examples up to this id: those of an earlier snapshot, but for what was deleted.
 
     Raises:
+        NoExamplesError: the store holds none of them.
         InputError: the file can't be read, or an array is missing, empty, or of another dtype, shape or
             range than the manifest's train signature takes.
         IntegrityError: the store is damaged.
     """
-    try:
-        stored = _is_store(path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if not stored:
+    if not _is_store(path):
         return check_examples(read_npz(path), manifest, str(path))
 
     from device_runtime.local_store import LocalStore  # SQLite is loaded only where there is a store
@@ -128,6 +129,26 @@ def load_examples(path: Path, manifest: Manifest, through: int | None = None) ->
         with suppress(InputError):  # of a reader, or a full disk: the snapshot leaves out what is too old in any case
             store.expire()
         return store.snapshot(manifest, through)
+
+
+def has_examples(path: Path) -> bool:
+    """Whether there are any, without reading them; a ``.npz`` file counts as having some.
+
+    Raises:
+        InputError: the file can't be read, or another process has the store locked.
+        IntegrityError: the store is damaged.
+    """
+    if not _is_store(path):
+        return True
+
+    from device_runtime.local_store import LocalStore
+
+    with LocalStore(path) as store:
+        if store.count():
+            return True
+        with suppress(InputError):  # as above
+            store.expire()
+        return False
 
 
 def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -149,10 +170,13 @@ def check_examples(fields: dict[str, npt.NDArray[Any]], manifest: Manifest, wher
 def _is_store(path: Path) -> bool:
     # Where a journal lies beside, some connection may be open, perhaps in this very process. To open and close the file
     # here would then give up SQLite's locks on it (a rule of POSIX), and they guard it against corruption.
-    if Path(f"{path}-wal").exists():
-        return True
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE)) == _SQLITE
+    try:
+        if Path(f"{path}-wal").exists():
+            return True
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from device_runtime.bundle import Manifest
 from device_runtime.errors import InputError
-from device_runtime.examples import Examples, ExampleTypes
+from device_runtime.examples import Examples, ExampleTypes, NoExamplesError
 from device_runtime.slots import Slots
 from device_runtime.store_file import StoreFile
 from device_runtime.tensors import TensorSpec
@@ -217,18 +217,20 @@ class LocalStore:
             through: leave out those with a greater id; see `Examples.last`.
 
         Raises:
-            InputError: there is none, or the bundle takes others.
+            NoExamplesError: there is none.
+            InputError: the bundle takes others.
             IntegrityError: the store is damaged.
         """
         types = ExampleTypes.of(manifest)
         self.require(types, "the bundle")
         last = 0
         with self._file.transaction("DEFERRED") as sql:
-            age = self._limits().max_age
-            chosen = [0.0 if age is None else self._clock() - age, _LARGEST_ID if through is None else through]
+            chosen = [self._oldest_time(), _LARGEST_ID if through is None else through]
             (count,) = sql.execute("SELECT count(*) FROM examples WHERE added >= ? AND id <= ?", chosen).fetchone()
             if count == 0:
-                raise InputError(f"{self.path}: holds no examples to train on; 'pocketfed-device data add' adds some")
+                raise NoExamplesError(
+                    f"{self.path}: holds no examples to train on; 'pocketfed-device data add' adds some"
+                )
             x, y = (_empty(spec, count) for spec in (self.types.x, self.types.y))
             into_x, into_y = (array.reshape(-1).view(np.uint8).data for array in (x, y))
             query = (
@@ -245,6 +247,12 @@ class LocalStore:
                 raise self._file.damaged(f"{count} examples, of which {number} can be read")
         fields = {spec.name: a.astype(spec.dtype, copy=False) for spec, a in ((types.x, x), (types.y, y))}
         return types.check(fields, str(self.path), last)
+
+    def count(self) -> int:
+        """How many examples a snapshot would have now; those that have expired are not among them."""
+        with self._file.transaction("DEFERRED") as sql:
+            (count,) = sql.execute("SELECT count(*) FROM examples WHERE added >= ?", [self._oldest_time()]).fetchone()
+            return int(count)
 
     def info(self) -> Info:
         """How much the store holds."""
@@ -279,6 +287,11 @@ class LocalStore:
             return Limits(**value or {})
         except TypeError:
             raise self._file.damaged("its setting 'limits'") from None
+
+    def _oldest_time(self) -> float:
+        """When an example was added at the earliest that has not expired."""
+        age = self._limits().max_age
+        return 0.0 if age is None else self._clock() - age
 
     def _remove_expired(self, limits: Limits) -> int:
         return 0 if limits.max_age is None else self._slots.remove("added < ?", [self._clock() - limits.max_age])

@@ -22,7 +22,7 @@ from device_runtime.device_bundles import DeviceBundles
 from device_runtime.device_state import DeviceState, SpooledUpdate
 from device_runtime.eligibility.conditions import Conditions
 from device_runtime.errors import InputError, NetworkError, UpdateError
-from device_runtime.examples import Examples, load_examples
+from device_runtime.examples import Examples, NoExamplesError, has_examples, load_examples
 from device_runtime.feedback import ErrorFeedback
 from device_runtime.installation import Installation
 from device_runtime.interpreter import runtime_version
@@ -30,6 +30,7 @@ from device_runtime.limits import Limits, over_memory, release_memory, require_m
 from device_runtime.messages import CheckIn, Configuration
 from device_runtime.progress import Position, Progress, SavePolicy, kept_task
 from device_runtime.report import encoded_report
+from device_runtime.sealed import remove
 from device_runtime.server_client import ServerClient
 from device_runtime.trainer import StoppedError, Trainer
 from device_runtime.transport import RetryPolicy
@@ -73,7 +74,7 @@ class Habits:
         save: when a training's progress is saved.
         limits: on memory and on seconds of training a round.
         conditions: when it may work; None is always.
-        conditions_seconds: between two looks at conditions that are not met.
+        conditions_seconds: between two looks at conditions that are not met, or for examples where there are none.
         error_feedback: whether what an update's encoding lost is added to the next.
     """
 
@@ -167,8 +168,8 @@ class Participant:
 
         An update that an earlier process left unanswered is reported first, in its place.
         """
-        self._await_conditions()
         spooled = self._state.update
+        self._await(self._unmet if spooled is not None else self._unready)
         if spooled is not None:
             self._notice("update_found", round=spooled.round_number, bytes=len(spooled.data))
             return self._report(spooled)
@@ -207,7 +208,11 @@ class Participant:
         work, number = ClientWork.from_json(configuration.work), configuration.round_number
         deadline = Deadline.in_seconds(work.deadline_seconds, self._clocks)
         bundle = self._bundles.get(configuration.bundle, self._server)  # verified, from here or from there
-        examples = self._examples(bundle, token)
+        try:
+            examples = self._examples(bundle, token)
+        except NoExamplesError as error:  # they were deleted, or have expired, since this device checked in
+            self._state.settle(token)
+            return Session(Outcome.ABORTED, number, str(error))
         require_memory(self._habits.limits, bundle.manifest, work, len(examples))  # before weights come in vain
         path = self._weights.get(configuration, bundle, self._server)
         release_memory()  # of decoding them
@@ -286,7 +291,7 @@ class Participant:
                     raise EndedError from None
                 self._training = False
                 notice("paused", reason=stopped.reason, steps=stopped.position.steps)
-                self._await_conditions(deadline)
+                self._await(self._unmet, deadline)
                 notice("resumed")
             finally:
                 self._training = False
@@ -325,14 +330,21 @@ class Participant:
     def _unmet(self) -> str | None:
         return None if self._habits.conditions is None else self._habits.conditions.unmet()
 
-    def _await_conditions(self, deadline: Deadline | None = None) -> None:
-        """Wait until this device may work.
+    def _unready(self) -> str | None:
+        """Why no round may begin: for want of examples a place in a cohort would be taken in vain."""
+        if has_examples(self._data):
+            return self._unmet()
+        remove(self._state.progress)  # what is deleted does not stay in what was trained on it
+        return "no local examples"
+
+    def _await(self, reason_to_wait: Callable[[], str | None], deadline: Deadline | None = None) -> None:
+        """Wait until there is no reason to any more.
 
         Raises:
             _GivenUpError: the deadline comes first.
         """
         told = None
-        while (reason := self._unmet()) is not None:
+        while (reason := reason_to_wait()) is not None:
             if deadline is not None and deadline.left < 0:
                 raise _GivenUpError(DEADLINE_PASSED)
             if reason != told:

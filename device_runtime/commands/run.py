@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from device_runtime.installation import Installation
     from device_runtime.participant import Participant, Session
 
-_TRANSIENT_SECONDS = 900.0  # between tries after an error that may pass (Bonawitz et al. 2019), ±20 %
+_TRANSIENT_SECONDS = 900.0  # between tries after what may pass (Bonawitz et al. 2019), ±20 %
 _PERMANENT_SECONDS = 14_400.0  # and after one that is likely to stay
 
 
@@ -46,7 +46,8 @@ def add(commands: Subparsers) -> None:
     run = commands.add_parser(
         "run",
         help="take part in the rounds of a server",
-        description="Check in at a server, train when accepted, report the update; until the task is complete.",
+        description="Check in at a server, train when accepted, report the update; until the task is complete, or with"
+        " --keep-trying for the next task too.",
         epilog=EXIT_CODES,
     )
     run.set_defaults(command=_run)
@@ -77,8 +78,8 @@ def add(commands: Subparsers) -> None:
     run.add_argument(
         "--keep-trying",
         action="store_true",
-        help="do not end on an error: try again after 15 minutes where the network or the server failed, else after 4"
-        " hours, both give or take a fifth",
+        help="do not end: try again after 15 minutes where the task is complete or the network or the server failed,"
+        " after another error after 4 hours, both give or take a fifth",
     )
     add_saving(run)
     add_limits(run)
@@ -120,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
             state,
             habits,
             keys,
-            events.tell,
+            _noticer(events),
             installation=_installation(options),
         )
         cap_memory(limits)
@@ -161,32 +162,48 @@ def _take_part(
     while left is None or left > 0:
         try:
             participant.run(left, count)
-            return
+            if not keep_trying or left == 0:
+                return
+            time.sleep(_about(_TRANSIENT_SECONDS))  # the task is complete, and there may be another one
         except PocketfedError as error:
             if not keep_trying:
                 raise
             passing = isinstance(error, NetworkError) and not isinstance(error, TurnedAwayError)
-            base = _TRANSIENT_SECONDS if passing else _PERMANENT_SECONDS
-            wait = base * random.uniform(0.8, 1.2)  # noqa: S311
+            wait = _about(_TRANSIENT_SECONDS if passing else _PERMANENT_SECONDS)
             events.tell("error", f"{error}; again in {wait / 60:.0f} minutes", message=str(error), retry_seconds=wait)
             time.sleep(wait)
 
 
+def _about(wait: float) -> float:
+    return wait * random.uniform(0.8, 1.2)  # noqa: S311
+
+
+def _noticer(events: Events) -> Callable[..., None]:
+    """Tells of what happens within a session; a person who looks on is told why nothing does."""
+
+    def notice(event: str, **fields: object) -> None:
+        events.tell(event, f"waiting: {fields['reason']}" if event == "waiting" else "", **fields)
+
+    return notice
+
+
 def _teller(events: Events) -> Callable[[Session], None]:
-    """Tells of sessions; of rejections in a row once."""
+    """Tells of sessions; of check-ins in a row that were rejected, or found the task complete, once."""
     from device_runtime.participant import Outcome
 
-    waiting = False
+    before: Outcome | None = None
 
     def tell(session: Session) -> None:
-        nonlocal waiting
-        was_waiting, waiting = waiting, session.outcome is Outcome.REJECTED
+        nonlocal before
+        repeated, before = session.outcome is before, session.outcome
         number, value, detail = session.round_number, session.outcome.value, session.detail
-        if session.outcome is Outcome.COMPLETE:
-            events.tell("complete", "the task is complete")
-        elif not waiting:
+        if session.outcome not in (Outcome.COMPLETE, Outcome.REJECTED):
             events.tell(value, f"round {number}: {value} ({detail})", round=number, detail=detail)
-        elif not was_waiting:
+        elif repeated:
+            return
+        elif session.outcome is Outcome.COMPLETE:
+            events.tell(value, "the task is complete")
+        else:
             events.tell(value, f"waiting for a round ({detail})", detail=detail)
 
     return tell

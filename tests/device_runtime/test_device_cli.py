@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 from device_runtime import __version__, codec
 from device_runtime.bundle import TRAIN_ARTIFACT, WEIGHTS, Bundle
 from device_runtime.cli import main
-from device_runtime.examples import Examples, load_examples
+from device_runtime.examples import Examples, ExampleTypes, load_examples
+from device_runtime.local_store import LocalStore
 from device_runtime.messages import STATUS, weights_path
 from device_runtime.participant import Participant
 from device_runtime.tensors import TensorSpec, Weights
@@ -211,28 +213,48 @@ def test_rejections_in_a_row_are_told_once(
     ]
 
 
+def test_a_person_is_told_what_a_device_waits_for(script: Any, digits_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with LocalStore(path, ExampleTypes.of(digits_bundle.manifest)):
+        pass
+    command = [sys.executable, "-m", "device_runtime.cli", *run_arguments(script.url, path, tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as device:
+        assert device.stdout is not None
+        assert device.stdout.readline() == "waiting: no local examples\n"
+        device.terminate()
+        assert device.stdout.read() == "ended, as it was told to\n"
+    assert (device.returncode, script.requests) == (0, [])
+
+
 def test_a_device_that_keeps_trying(
     script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quarter of an hour after the server failed, four hours after what will not pass so soon; ± 20 %."""
+    """A quarter of an hour after the server failed or the task was complete, four hours after what stays; ± 20 %."""
     waits: list[float] = []
-    monkeypatch.setattr("time.sleep", waits.append)
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("time.sleep", wait)
     turned_away = b'{"decision": "reject", "reason": "client"}'
     damaged = b'{"state": "start", "round_number": 1, "bundle": "..", "work": null}'
     accepted = b'{"decision": "accept", "round_number": 1, "token": "t"}'
     complete = b'{"decision": "complete"}'
-    script.answers = [(403, b""), *((200, body) for body in (turned_away, accepted, damaged, complete))]
+    next_task = [complete, complete, accepted, b'{"state": "aborted"}', complete]
+    script.answers = [(403, b""), *((200, body) for body in (turned_away, accepted, damaged, *next_task))]
     arguments = run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")
     assert main([*arguments, "--keep-trying", "--log-json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [event["event"] for event in told] == ["error", "error", "error", "complete"]
+    assert [event["event"] for event in told] == [*["error"] * 3, "complete", "aborted", "complete", "ended"]
     assert [event["message"].split(":")[0] for event in told[:3]] == [
         "check-in", "the server takes no part of population 'digits_mlp' as 'a'", "client work",
     ]  # fmt: skip
-    assert [event["retry_seconds"] for event in told[:3]] == waits
-    assert len(waits) == 3
-    assert 720 <= waits[0] <= 1080
-    assert all(11_520 <= wait <= 17_280 for wait in waits[1:])
+    assert [event["retry_seconds"] for event in told[:3]] == waits[:3]
+    assert all(720 <= wait <= 1080 for wait in [waits[0], *waits[3:]])
+    assert all(11_520 <= wait <= 17_280 for wait in waits[1:3])
+    assert len(waits) == 6
 
 
 def test_a_run_with_a_wrong_url(examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,10 @@ from device_runtime.codec import decode
 from device_runtime.deadline import Clocks
 from device_runtime.device_state import DeviceState
 from device_runtime.errors import InputError, IntegrityError, NetworkError
+from device_runtime.examples import Examples, ExampleTypes
 from device_runtime.files import Lock
+from device_runtime.local_store import Limits as StoreLimits
+from device_runtime.local_store import LocalStore
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
 from device_runtime.participant import Habits, Outcome, Participant, Session
 from device_runtime.server_client import ServerClient
@@ -319,6 +323,171 @@ def test_what_an_update_lost_counts_once_whenever_the_device_is_killed(
     assert leftovers(tmp_path / "state") == ["loss", "weights"]
 
 
+class AppStore:
+    """An app's local store, and a device that takes part with it and calls `while_waiting` instead of sleeping."""
+
+    def __init__(self, bundle: Bundle, examples: Callable[[int, int], Examples], folder: Path, files: Files) -> None:
+        self.path = folder / "store"
+        self.bundle, self.files, self.folder = bundle, files, folder
+        self.examples = examples
+        self.told: list[tuple[str, object]] = []
+        with LocalStore(self.path, ExampleTypes.of(bundle.manifest)):
+            pass
+
+    def add(self, count: int, seed: int = 0) -> None:
+        examples = self.examples(count, seed)
+        with LocalStore(self.path) as store:
+            store.add(examples.x, examples.y)
+
+    def clear(self) -> None:
+        with LocalStore(self.path) as store:
+            store.clear()
+
+    def notice(self, event: str, **fields: object) -> None:
+        if event != "progress_saved":
+            self.told.append((event, fields.get("reason", fields.get("examples"))))
+
+    def take_part(
+        self, rounds: Rounds, while_waiting: Callable[[float], None] = lambda seconds: None, **habits: Any
+    ) -> list[Session]:
+        sessions: list[Session] = []
+        with DeviceState(self.folder / "state") as state:
+            Participant(
+                Server(self.files, rounds),
+                "digits",
+                "phone",
+                self.path,
+                self.folder / "cache",
+                state,
+                Habits(**habits),
+                notice=self.notice,
+                sleep=while_waiting,
+            ).run(None, sessions.append)
+        return sessions
+
+
+@pytest.fixture
+def app(
+    digits_bundle: Bundle, digits_examples: Callable[[int, int], Examples], tmp_path: Path, files: Files
+) -> AppStore:
+    return AppStore(digits_bundle, digits_examples, tmp_path, files)
+
+
+def test_a_device_without_examples_takes_no_place_and_goes_on_when_there_are_some(
+    app: AppStore, start: Configuration
+) -> None:
+    waits: list[float] = []
+    rounds = Rounds([ACCEPT, COMPLETE], [start], [ReportReply("accepted")])
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            assert len(rounds.check_ins) == 2  # it has not checked in
+            app.add(12)
+
+    reported, complete = app.take_part(rounds, wait, conditions_seconds=7.0)
+    assert (reported.outcome, complete.outcome) == (Outcome.REPORTED, Outcome.COMPLETE)
+    assert waits == [7.0, 7.0, 7.0, 0.5]
+    assert app.told == [("waiting", "no local examples"), ("training", 12)]
+
+
+def test_a_store_whose_examples_have_all_expired_is_as_one_without(app: AppStore) -> None:
+    """What has expired is deleted, for all that no round may come to do it."""
+    with LocalStore(app.path, clock=lambda: time.time() - 3600) as store:
+        store.set_limits(StoreLimits(max_age=60.0))
+        examples = app.examples(4, 1)
+        store.add(examples.x, examples.y)
+        assert store.count() == 4
+
+    def wait(seconds: float) -> None:
+        with LocalStore(app.path) as store:
+            assert store.info().examples == 0
+        app.add(1)
+
+    assert app.take_part(Rounds([COMPLETE]), wait) == [Session(Outcome.COMPLETE)]
+    assert app.told == [("waiting", "no local examples")]
+
+
+def test_examples_that_go_after_the_check_in_end_the_round_and_not_the_device(
+    app: AppStore, start: Configuration
+) -> None:
+    app.add(5)
+    answers = [lambda: app.clear(), lambda: app.add(6), lambda: None, lambda: None]
+    rounds = Rounds([ACCEPT, ACCEPT, replace(ACCEPT, token="t2"), COMPLETE], [start] * 2, [ReportReply("accepted")])
+    sessions = app.take_part(rounds, lambda seconds: answers.pop(0)())
+    message = f"{app.path}: holds no examples to train on; 'pocketfed-device data add' adds some"
+    assert sessions[:2] == [Session(Outcome.ABORTED, 3, message), Session(Outcome.REJECTED, detail="round_given_up")]
+    assert [session.outcome for session in sessions[2:]] == [Outcome.REPORTED, Outcome.COMPLETE]
+    assert app.told == [("waiting", "no local examples"), ("training", 6)]
+
+
+class Power:
+    """A condition that is met until the given look, and ends the process at the next."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def unmet(self) -> str | None:
+        self.looks -= 1
+        if self.looks < 0:
+            raise KeyboardInterrupt
+        return "on battery" if self.looks == 0 else None
+
+
+@pytest.fixture
+def interrupted(app: AppStore, start: Configuration) -> AppStore:
+    """After some steps of a training, which are saved, the device has ended."""
+    app.add(23)
+    with pytest.raises(KeyboardInterrupt):
+        app.take_part(Rounds([ACCEPT], [start]), conditions=Power(3))
+    assert (app.folder / "state" / "progress").exists()
+    app.told.clear()
+    return app
+
+
+@pytest.mark.parametrize("conditions", [None, Power(1)], ids=["fit", "on battery"])
+def test_what_was_trained_on_examples_that_are_gone_goes_with_them(
+    interrupted: AppStore, conditions: Power | None
+) -> None:
+    interrupted.clear()
+
+    def wait(seconds: float) -> None:
+        assert not (interrupted.folder / "state" / "progress").exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.take_part(Rounds([]), wait, conditions=conditions)
+    assert interrupted.told == [("waiting", "no local examples")]
+
+
+def test_a_training_whose_examples_were_all_exchanged_is_given_up(interrupted: AppStore, start: Configuration) -> None:
+    interrupted.clear()
+    interrupted.add(4, 1)
+    aborted, complete = interrupted.take_part(Rounds([ACCEPT, COMPLETE], [start]))
+    assert (aborted.outcome, complete.outcome) == (Outcome.ABORTED, Outcome.COMPLETE)
+    assert "holds no examples to train on" in aborted.detail
+    assert not (interrupted.folder / "state" / "progress").exists()
+
+
+def test_an_update_that_is_finished_is_sent_though_its_examples_are_gone(app: AppStore, start: Configuration) -> None:
+    app.add(23)
+
+    rounds = Rounds([ACCEPT], [start])
+    with pytest.raises(IndexError):  # there is no answer to the report
+        app.take_part(rounds)
+    app.clear()
+    app.told.clear()
+
+    def wait(seconds: float) -> None:
+        app.add(1)
+
+    again = Rounds([COMPLETE], [], [ReportReply("accepted")])
+    sessions = app.take_part(again, wait)
+    assert [session.outcome for session in sessions] == [Outcome.REPORTED, Outcome.COMPLETE]
+    assert again.received == rounds.received
+    assert app.told == [("update_found", None), ("waiting", "no local examples")]
+
+
 def test_work_that_is_none(take_part: Callable[..., list[Session]]) -> None:
     with pytest.raises(InputError, match=r"^client work: expected an object with "):
         take_part(Rounds([ACCEPT], [Configuration("start", work={"epochs": 1})]))
@@ -386,6 +555,57 @@ def test_a_download_that_was_killed_long_ago_is_removed(files: Files, digits_bun
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     BundleCache(tmp_path).get(digits_bundle.identity, files.client())
     assert leftovers(tmp_path) == sorted([".download-new", digits_bundle.identity])
+
+
+def _old_bundles(bundle: Bundle, folder: Path, count: int) -> list[str]:
+    """Other bundles in the cache, the first one used least recently."""
+    names = [f"{number:x}" * 64 for number in range(count)]
+    for age, name in zip(range(count, 0, -1), names, strict=True):
+        shutil.copytree(bundle.path, folder / name)
+        os.utime(folder / name, (time.time() - 1000 * age,) * 2)
+    return names
+
+
+def test_of_old_bundles_those_stay_that_were_used_last(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    others = ["rounds", "a" * 63, "f" * 65, "notes"]
+    for name in others:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    names = _old_bundles(digits_bundle, tmp_path, 6)
+    cache = BundleCache(tmp_path)
+    cache.get(digits_bundle.identity, files.client())
+    assert leftovers(tmp_path) == sorted([*others, *names[3:], digits_bundle.identity])
+
+
+def test_a_bundle_that_is_used_again_stays(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    """Which of them are used is known by the folders' times; a download of another makes room."""
+    home, cache = tmp_path / digits_bundle.identity, BundleCache(tmp_path)
+    cache.get(digits_bundle.identity, files.client())
+    os.utime(home, (0, 0))
+    names = _old_bundles(digits_bundle, tmp_path, 4)
+    cache.get(digits_bundle.identity, files.client())
+    assert leftovers(tmp_path) == sorted([*names, home.name])  # nothing new has come
+    assert home.stat().st_mtime > time.time() - 60
+
+
+def test_the_bundle_in_use_stays_whatever_the_clock_says(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    """A board without a clock starts in 1970, long before the times of what lies there."""
+    names = _old_bundles(digits_bundle, tmp_path, 5)
+    for name in names:
+        os.utime(tmp_path / name, (time.time() + 10**6,) * 2)
+    bundle = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert leftovers(tmp_path) == sorted([*names[2:], digits_bundle.identity])
+    assert bundle.file(WEIGHTS).exists()
+
+
+def test_an_old_bundle_that_can_t_be_removed_is_left(files: Files, digits_bundle: Bundle, tmp_path: Path) -> None:
+    names = _old_bundles(digits_bundle, tmp_path, 5)
+    shutil.rmtree(tmp_path / names[0])
+    (tmp_path / names[0]).write_text("no folder, which is what is removed")
+    os.utime(tmp_path / names[0], (0, 0))
+    bundle = BundleCache(tmp_path).get(digits_bundle.identity, files.client())
+    assert bundle.identity == digits_bundle.identity
+    assert leftovers(tmp_path) == sorted([names[0], *names[2:], digits_bundle.identity])
 
 
 def test_a_disk_that_is_full(
