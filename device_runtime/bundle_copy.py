@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from device_runtime.bundle import Bundle, open_bundle
 from device_runtime.errors import IntegrityError
+from device_runtime.files import flush, flush_folder
 
 if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
@@ -30,7 +31,7 @@ def copy_bundle(bundle: Bundle, folder: Path, trusted: TrustedKeys | None = None
     for name in bundle.files:
         entry = bundle.manifest.files.get(name)
         _copy(bundle.file(name), folder / name, entry.size if entry else _LARGEST_MANIFEST)
-    sync_folder(folder)
+    flush_folder(folder)
     for path in folder.iterdir():
         _forget(path)
     copy = open_bundle(folder, trusted)
@@ -40,22 +41,10 @@ def copy_bundle(bundle: Bundle, folder: Path, trusted: TrustedKeys | None = None
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A new file that is on the medium when this returns; its name is when `sync_folder` was called."""
+    """A new file that is on the medium when this returns; its name is when `flush_folder` was called."""
     with path.open("xb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the medium."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(file)
 
 
 def _copy(source: Path, target: Path, limit: int) -> None:
@@ -63,8 +52,7 @@ def _copy(source: Path, target: Path, limit: int) -> None:
         while piece := reading.read(min(_PIECE, limit)):
             limit -= len(piece)
             writing.write(piece)
-        writing.flush()
-        os.fsync(writing.fileno())
+        flush(writing)
 
 
 def _forget(path: Path) -> None:

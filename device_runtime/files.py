@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,10 +65,17 @@ def unwritable(path: Path, error: OSError) -> InputError:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal; of nothing, where there is none."""
     digest = hashlib.sha256()
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        while piece := file.read(_PIECE):
+    with contextlib.suppress(FileNotFoundError):
+        for piece in pieces_of(path):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """A file's content, no more of it in memory at a time than a piece."""
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 class Lock:

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_runtime.bundle import Bundle, Manifest, open_bundle
-from device_runtime.bundle_copy import copy_bundle, sync_folder, write_file
+from device_runtime.bundle_copy import copy_bundle, write_file
 from device_runtime.errors import CheckFailedError, InputError, IntegrityError
+from device_runtime.files import flush_folder
 from device_runtime.installation_state import Release, Slot, State, dump_state, parse_state, refuse_downgrade
 
 if TYPE_CHECKING:  # neither cryptography nor the interpreter is loaded before it is needed
@@ -186,7 +187,7 @@ class Installation:
             raise InputError("installing needs a POSIX system, such as Linux") from None
         if not self.root.is_dir():
             self.root.mkdir(parents=True)
-            sync_folder(self.root.parent)
+            flush_folder(self.root.parent)
         if not (self.root / _LOCK).exists():
             for (
                 name
@@ -197,7 +198,7 @@ class Installation:
                     )
             with contextlib.suppress(FileExistsError):  # another process was faster
                 write_file(self.root / _LOCK, b"")
-            sync_folder(self.root)
+            flush_folder(self.root)
         with (self.root / _LOCK).open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,9 +219,9 @@ class Installation:
                 (self.root / name).symlink_to(Path(_STATE, name))
         (self.root / _FRESH).symlink_to(Path(_STATES, number))
         for made in (folder, self.root / _STATES, self.root / _BUNDLES, self.root):
-            sync_folder(made)
+            flush_folder(made)
         (self.root / _FRESH).replace(self.root / _STATE)
-        sync_folder(self.root)
+        flush_folder(self.root)
 
     def _next_number(self) -> int:
         """One more than all the bundles and states have: each name stands for one content for ever."""

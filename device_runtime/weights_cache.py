@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from device_runtime.bundle import WEIGHTS, Bundle
 from device_runtime.encoded_weights import decoded_weights
 from device_runtime.errors import IntegrityError, NetworkError
-from device_runtime.files import file_sha256, flush, unwritable
+from device_runtime.files import file_sha256, pieces_of, unwritable, write_whole
 from device_runtime.messages import Configuration, encoded_weights_path, weights_path
 from device_runtime.server_client import ServerClient
 from device_runtime.weights import load_weights
@@ -49,9 +48,7 @@ class WeightsCache:
             InputError: the folder can't be written.
         """
         identity = configuration.weights
-        if not identity.isalnum():
-            raise IntegrityError(f"weights {identity!r}: expected hexadecimal digits")
-        path = self._folder / f"{identity}{_SUFFIX}"
+        path = self._folder / _named("weights", identity, _SUFFIX)
         limit = 4 * bundle.manifest.parameters + _HEADER_ROOM
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +57,7 @@ class WeightsCache:
                 parts = [f"{name}.part" for name in (path.name, *encoded)]
                 self._remove_all_but(*parts, *encoded, self.held and f"{self.held}{_SUFFIX}")
                 if bundle.manifest.files[WEIGHTS].sha256 == identity:
-                    self._install(path, bundle.file(WEIGHTS))
+                    write_whole(path, pieces_of(bundle.file(WEIGHTS)))
                 elif not self._decode(configuration, bundle, server, limit, path):
                     server.fetch(weights_path(identity), identity, limit, path)
             self._remove_all_but(path.name)
@@ -83,30 +80,24 @@ class WeightsCache:
         except (IntegrityError, NetworkError) as error:
             self._notice("whole_weights", reason=str(error))
             return False
-        part = path.with_name(f"{path.name}.part")
-        with part.open("wb") as file:
-            file.write(content)
-            flush(file)
-        part.replace(path)
+        write_whole(path, [content])
         return True
 
     def _fetched(self, identity: str, server: ServerClient, limit: int) -> bytes:
         """Encoded weights, from here or else from the server."""
-        if not identity.isalnum():
-            raise IntegrityError(f"encoded weights {identity!r}: expected hexadecimal digits")
-        path = self._folder / f"{identity}{_ENCODED}"
+        path = self._folder / _named("encoded weights", identity, _ENCODED)
         if file_sha256(path) != identity:
             server.fetch(encoded_weights_path(identity), identity, limit, path)
         return path.read_bytes()
-
-    def _install(self, path: Path, source: Path) -> None:
-        part = path.with_name(f"{path.name}.part")
-        shutil.copyfile(source, part)
-        with part.open("ab") as file:
-            flush(file)
-        part.replace(path)
 
     def _remove_all_but(self, *kept: str | None) -> None:
         for path in self._folder.iterdir():
             if path.name not in kept:
                 path.unlink()
+
+
+def _named(what: str, identity: str, suffix: str) -> str:
+    """The file's name; what the server names must not lead out of the folder."""
+    if not identity.isalnum():
+        raise IntegrityError(f"{what} {identity!r}: expected hexadecimal digits")
+    return f"{identity}{suffix}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,6 +28,7 @@ from device_runtime.bundle import (
 from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.examples import Examples
 from device_runtime.tensors import sha256
+from tests.disk import mounted
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["POCKETFED_RUNTIMES"] = ""  # exports in further runtimes have tests of their own, and take their time
@@ -96,17 +96,8 @@ def wrong_3(release: Callable[..., Bundle], rehash: Callable[..., Bundle]) -> Bu
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for one bundle of the digits and not for two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a small disk can't be mounted here: that takes root's rights")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "200k") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

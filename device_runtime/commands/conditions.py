@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device_runtime.commands.options import EXIT_CODES
+from device_runtime.commands.options import EXIT_CODES, above_zero
 from device_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,10 +137,4 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _limit(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
+    return above_zero(text, "a number", 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,24 +130,23 @@ def _threads_count(text: str) -> int:
 
 def seconds(text: str) -> float:
     """A number of seconds above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
-    return value
+    return above_zero(text, "a number of seconds")
 
 
 def megabytes(text: str) -> int:
     """Bytes, from a number of megabytes above 0."""
+    return int(above_zero(text, "a number of megabytes") * 1e6)
+
+
+def above_zero(text: str, what: str, below: float = math.inf) -> float:
+    """A number above 0 and below another."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of megabytes above 0")
-    return int(value * 1e6)
+    if not 0 < value < below:
+        raise argparse.ArgumentTypeError(f"{text} is not {what} above 0")
+    return value
 
 
 def batch_size(text: str) -> int | None:

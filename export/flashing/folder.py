@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.bundle import open_bundle
-from device_runtime.bundle_copy import copy_bundle, sync_folder
+from device_runtime.bundle_copy import copy_bundle
 from device_runtime.errors import InputError, IntegrityError
+from device_runtime.files import flush_folder
 from export.flashing.plan import Action, Load, Plan
 
 _SCRATCH = ".flash-"
@@ -49,7 +50,7 @@ class Folder:
                 with contextlib.suppress(FileNotFoundError):
                     home.rename(scratch / "damaged")
                 (scratch / "fresh").rename(home)
-                sync_folder(self.path)
+                flush_folder(self.path)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             return f"{home}: copied and verified"

@@ -20,6 +20,7 @@ from device_runtime.errors import InputError, IntegrityError
 from device_runtime.examples import Examples, ExampleTypes, load_examples
 from device_runtime.local_store import LocalStore
 from device_runtime.store_file import APPLICATION
+from tests.disk import mounted
 
 DAMAGED = "move it away and add the examples again"
 
@@ -211,17 +212,8 @@ def test_a_file_that_can_t_grow(path: Path, filled: Examples, digits_bundle: Bun
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 500 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "none", str(folder)]
-    try:
-        mounted = subprocess.run(mount, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("this user can't mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "500k") as folder:
+        yield folder
 
 
 def test_a_full_disk(small_disk: Path, digits_bundle: Bundle, digits_examples: Any) -> None:
