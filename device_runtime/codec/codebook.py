@@ -27,6 +27,7 @@ from device_runtime.codec.levels import (
     are_finite,
     blocks_of,
     levels_size,
+    normalise,
     read_levels,
     scales_of,
 )
@@ -67,7 +68,7 @@ class TurnedPoints:
 
     def encode(self, values: FloatArray) -> bytes:
         """The codes of the next chunk, a flat float32 array; it is overwritten."""
-        self._levels.normalise(values)
+        power = normalise(values)
         size, width = values.size, self._dimensions
         blocks, groups = blocks_of(size), -(-size // width)
         padded = np.zeros((blocks * BLOCK // width, width), np.float32)
@@ -77,7 +78,7 @@ class TurnedPoints:
         for coordinate in coordinates[1:]:
             lengths += coordinate * coordinate
         np.sqrt(lengths, out=lengths)
-        inverse = self._levels.choose(lengths.reshape(blocks, -1).max(axis=1))
+        inverse = self._levels.choose(lengths.reshape(blocks, -1).max(axis=1), power)
         knots = (lengths.reshape(blocks, -1) * (inverse * np.float32(KNOTS))[:, None]).reshape(-1)[:groups]
         knots += self._draws.coarse(groups)
         np.minimum(knots, KNOTS, out=knots)  # rounding may carry the largest over the edge

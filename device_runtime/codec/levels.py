@@ -47,29 +47,21 @@ class LevelWriter:
     """Chooses levels, chunk by chunk, and remembers them."""
 
     def __init__(self) -> None:
-        self._power = 0
         self._exponents: list[int] = []
         self._levels: list[Bytes] = []
 
-    def normalise(self, values: FloatArray) -> None:
-        """Divide the next chunk by a power of two, in place: its largest value comes to between ½ and 1.
-
-        Raises:
-            UpdateError: a value is not finite, or 2**60 and above (reason ``non_finite``).
-        """
-        self._power = normalise(values)
-
-    def choose(self, magnitudes: FloatArray) -> FloatArray:
-        """One over the scale of each of the chunk's blocks, the smallest that holds it; 0 for nothing but zeros.
+    def choose(self, magnitudes: FloatArray, power: int) -> FloatArray:
+        """One over the scale of each of the next chunk's blocks, the smallest that holds it; 0 for nothing but zeros.
 
         Args:
-            magnitudes: the largest of each block, normalised, float32 [blocks], ≥ 0.
+            magnitudes: the largest of each block, float32 [blocks], ≥ 0, of a chunk that `normalise` has divided.
+            power: what `normalise` gave.
         """
-        digits, power = np.frexp(magnitudes.max())
-        exponent = 8 * (int(power) - 1) + int(np.searchsorted(_EIGHTHS, 2 * digits)) if digits else 0
+        digits, own = np.frexp(magnitudes.max())
+        exponent = 8 * (int(own) - 1) + int(np.searchsorted(_EIGHTHS, 2 * digits)) if digits else 0
         scales = scales_of(exponent)
         levels = np.searchsorted(scales, magnitudes).astype(np.uint8)
-        self._exponents.append(exponent + 8 * self._power)
+        self._exponents.append(exponent + 8 * power)
         self._levels.append(levels)
         return np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)[levels]
 
@@ -82,18 +74,16 @@ class LevelWriter:
 
 def read_levels(payload: memoryview, elements: int) -> tuple[list[int], Bytes]:
     """The exponents, [chunks], and the levels, uint8 [blocks], from the end of a payload."""
-    end = payload[len(payload) - levels_size(elements) :]
-    count = 2 * -(-elements // CHUNK)
-    exponents = np.frombuffer(end[:count], "<i2").tolist()
-    return exponents, unpack_nibbles(np.frombuffer(end[count:], np.uint8), blocks_of(elements))
+    blocks = blocks_of(elements)
+    packed = np.frombuffer(payload[len(payload) - -(-blocks // 2) :], np.uint8)
+    return _read_exponents(payload, elements), unpack_nibbles(packed, blocks)
 
 
 def block_steps(payload: memoryview, elements: int, factor: float, steps: np.float32) -> FloatArray:
     """The scale of every block times `factor`, over `steps`; float32 [blocks], from the end of a payload."""
     exponents, levels = read_levels(payload, elements)
-    tables = {
-        exponent: scales_of(exponent) * np.float32(factor) / steps for exponent in set(exponents)
-    }  # chunks are often alike
+    # Chunks are often alike.
+    tables = {exponent: scales_of(exponent) * np.float32(factor) / steps for exponent in set(exponents)}
     found = np.empty(levels.size, np.float32)
     for number, exponent in enumerate(exponents):
         blocks = slice(number * CHUNK // BLOCK, (number + 1) * CHUNK // BLOCK)
@@ -103,7 +93,13 @@ def block_steps(payload: memoryview, elements: int, factor: float, steps: np.flo
 
 def are_finite(payload: memoryview, elements: int) -> bool:
     """Whether the exponents at the end of a payload are such as an encoder writes."""
-    return all(abs(exponent) <= _LARGEST_EXPONENT for exponent in read_levels(payload, elements)[0])
+    return all(abs(exponent) <= _LARGEST_EXPONENT for exponent in _read_exponents(payload, elements))
+
+
+def _read_exponents(payload: memoryview, elements: int) -> list[int]:
+    count, start = -(-elements // CHUNK), len(payload) - levels_size(elements)
+    exponents: list[int] = np.frombuffer(payload[start : start + 2 * count], "<i2").tolist()
+    return exponents
 
 
 def normalise(values: FloatArray) -> int:

@@ -17,6 +17,7 @@ from device_runtime.codec.levels import (
     block_steps,
     blocks_of,
     levels_size,
+    normalise,
     pack_nibbles,
 )
 from device_runtime.codec.randomness import Draws
@@ -51,10 +52,10 @@ class DitheredLevels:
 
     def encode(self, values: FloatArray) -> bytes:
         """The codes of the next chunk, a flat float32 array; it is overwritten."""
-        self._levels.normalise(values)
+        power = normalise(values)
         columns = blocks_of(values.size)
         matrix = _columns(values, columns)
-        inverse = self._levels.choose(np.maximum(matrix.max(axis=0), -matrix.min(axis=0)))
+        inverse = self._levels.choose(np.maximum(matrix.max(axis=0), -matrix.min(axis=0)), power)
         matrix *= inverse * self._half
         matrix += self._draws.coarse(columns) - np.float32(0.5)
         np.floor(matrix, out=matrix)
