@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.errors import InputError, IntegrityError
+from device_runtime.files import pieces_of
 from device_runtime.tensors import TensorSpec, Weights, canonical_json, model_id, sha256
 from device_runtime.weights import load_weights
 
@@ -36,7 +37,6 @@ WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 FILES = (TRAIN_ARTIFACT, INFER_ARTIFACT, WEIGHTS, GOLDEN)
 SUFFIX = ".bundle"
-_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -289,30 +289,19 @@ def open_bundle(path: Path, trusted: TrustedKeys | None = None) -> Bundle:
     return Bundle(path, manifest, sha256(data), signer)
 
 
-def verify_file(data: bytes, entry: FileEntry, where: str) -> None:
-    """Raise `IntegrityError`, naming `where`, unless `data` has the size and SHA-256 of `entry`."""
-    _compare(len(data), sha256(data), entry, where)
-
-
 def _verify(path: Path, entry: FileEntry) -> None:
-    """`verify_file` of a file on disk, of which no more than a piece is in memory."""
-    hashed = hashlib.sha256()
-    size = 0
+    """Raise `IntegrityError` unless the file has the size and SHA-256 of `entry`; no more than a piece is in memory."""
+    hashed, size = hashlib.sha256(), 0
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                hashed.update(piece)
-                size += len(piece)
+        for piece in pieces_of(path):
+            hashed.update(piece)
+            size += len(piece)
     except OSError as error:
         raise _unreadable(path, error) from None
-    _compare(size, hashed.hexdigest(), entry, str(path))
-
-
-def _compare(size: int, digest: str, entry: FileEntry, where: str) -> None:
     if size != entry.size:
-        raise IntegrityError(f"{where}: {size} bytes, the manifest says {entry.size}; copy it again")
-    if digest != entry.sha256:
-        raise IntegrityError(f"{where}: its SHA-256 is not the manifest's: changed or damaged; copy it again")
+        raise IntegrityError(f"{path}: {size} bytes, the manifest says {entry.size}; copy it again")
+    if hashed.hexdigest() != entry.sha256:
+        raise IntegrityError(f"{path}: its SHA-256 is not the manifest's: changed or damaged; copy it again")
 
 
 def manifest_hash_file(manifest: bytes) -> bytes:
