@@ -25,7 +25,7 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
     Args:
         spec: the model.
         weights_type: TFF's type of `tff.learning.models.ModelWeights` for it.
-        work: batch size, learning rate and proximal term; epochs, order and the steps' seeds come with the data.
+        work: batch size and proximal term; epochs, order, seeds and learning rate come with the data.
 
     Raises:
         ValueError: a layer draws random numbers that a device can't repeat.
@@ -81,7 +81,7 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
                 indices = order[epoch, start : start + batch_size]
                 loss = client_step(
                     spec, model, slots, tf.gather(x, indices), tf.gather(y, indices),
-                    work.learning_rate, work.proximal, initial, seeds[step],
+                    data["learning_rate"], work.proximal, initial, seeds[step],
                 )  # fmt: skip
                 step += 1
                 loss_sum += loss * tf.cast(tf.size(indices), tf.float32)
@@ -89,7 +89,9 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
         return collections.OrderedDict(
             result=tff.learning.templates.ClientResult(
                 # TFF's finalizers take a pseudo-gradient: the delta of the protocol with its sign turned.
-                update=[value - variable for variable, value in zip(variables, initial, strict=True)],
+                update=[
+                    (value - variable) * data["factor"] for variable, value in zip(variables, initial, strict=True)
+                ],
                 update_weight=weight,
             ),
             loss_sum=loss_sum,

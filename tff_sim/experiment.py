@@ -18,6 +18,7 @@ from models.optimizers import PLAIN_SGD, ClientOptimizer
 from tff_sim import datasets
 from tff_sim.availability import require_tff
 from tff_sim.partition import partition
+from tff_sim.plan import random_cohorts
 from tff_sim.results import ResultFiles, RoundMetrics, summarise
 
 
@@ -87,9 +88,10 @@ def run_experiment(
     files = ResultFiles(out)
 
     # TensorFlow Federated loads only here, when all that can be checked without it has been.
+    from tff_sim.engine import ProcessEngine
     from tff_sim.evaluation import Evaluator
     from tff_sim.fed_avg import build_fed_avg
-    from tff_sim.simulation import random_cohorts, simulate
+    from tff_sim.simulation import always, simulate
     from tff_sim.worker import local_worker
 
     seed, target = experiment.work.seed, experiment.target_accuracy
@@ -100,29 +102,31 @@ def run_experiment(
     download = len(dump_weights(weights, tensors))
     evaluate = Evaluator(spec, data.test)
     initial_accuracy = evaluate(weights).accuracy
-    cohort = random_cohorts(list(clients), experiment.fraction, seed)
+    plan = random_cohorts(list(clients), experiment.fraction, seed)
     rows: list[RoundMetrics] = []
-    process = build_fed_avg(spec, experiment.work, weights)
+    engine = ProcessEngine(build_fed_avg(spec, experiment.work, weights))
+    numbers = range(1, experiment.rounds + 1)
     with local_worker():
-        for done in simulate(process, clients, experiment.work, cohort, experiment.rounds):
-            if not math.isfinite(done.train_loss):
+        for done in simulate(engine, always(clients), always(experiment.work), plan, numbers):
+            result = done.result
+            if not math.isfinite(result.train_loss):
                 raise CheckFailedError(
                     f"round {done.number}: the training diverged: its loss is not finite; lower --lr"
                 )
-            test = evaluate(done.weights)
+            test = evaluate(result.weights)
             row = RoundMetrics(
                 round=done.number,
                 seconds=done.seconds,
-                train_loss=done.train_loss,
+                train_loss=result.train_loss,
                 test_accuracy=test.accuracy,
                 test_loss=test.loss,
-                clients=done.clients,
-                examples=done.examples,
-                upload_bytes=upload * done.clients,
-                download_bytes=download * done.clients,
+                clients=result.clients,
+                examples=result.examples,
+                upload_bytes=upload * result.clients,
+                download_bytes=download * result.clients,
             )
             rows.append(row)
-            files.add(row, done.weights, tensors)
+            files.add(row, result.weights, tensors)
             progress(row)
             if target is not None and test.accuracy >= target:
                 break

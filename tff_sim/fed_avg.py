@@ -26,14 +26,14 @@ def build_fed_avg(spec: ModelSpec, work: ClientWork, initial_weights: Weights) -
         process = build_fed_avg(spec, work, initial_weights)
         state = process.initialize()
         for number in range(1, rounds + 1):
-            data = [client_dataset(examples[c], work.epochs, client_seed(seed, number, c)) for c in cohort]
+            data = [client_dataset(examples[c], work, client_seed(seed, number, c)) for c in cohort]
             output = process.next(state, data)
             state = output.state
         weights = process.get_model_weights(state)  # tff.learning.models.ModelWeights
 
     Args:
         spec: the model.
-        work: batch size, learning rate and proximal term of the clients.
+        work: batch size and proximal term of the clients; epochs and learning rate come with their data.
         initial_weights: w_0, float32, in the order of `models.trained_variables`.
     """
     start = tff.learning.models.ModelWeights(trainable=list(initial_weights), non_trainable=[])

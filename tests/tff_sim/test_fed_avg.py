@@ -21,7 +21,9 @@ from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork, client_seed, step_seeds
 from models.training import client_step
 from tff_sim import build_fed_avg, client_dataset
-from tff_sim.simulation import SimulatedRound, random_cohorts, simulate
+from tff_sim.engine import EngineRound, ProcessEngine
+from tff_sim.plan import honest, random_cohorts
+from tff_sim.simulation import always, simulate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning"),
@@ -82,7 +84,7 @@ def trained_in_eager(clients: dict[str, Examples], initial: Weights) -> Callable
 
 def _round(process: Any, clients: dict[str, Examples], names: list[str], work: ClientWork) -> tuple[Weights, Any]:
     """Weights and metrics after one round; each client has the seed that round 1 of the work gives it."""
-    data = [client_dataset(clients[name], work.epochs, client_seed(work.seed, 1, name)) for name in names]
+    data = [client_dataset(clients[name], work, client_seed(work.seed, 1, name)) for name in names]
     output = process.next(process.initialize(), data)
     return tuple(process.get_model_weights(output.state).trainable), output.metrics["client_work"]
 
@@ -191,9 +193,9 @@ def test_a_proximal_term_holds_the_weights_back(
     assert distance(got) < distance(free)
 
 
-def _two_rounds(process: Any, clients: dict[str, Examples], seed: int) -> list[SimulatedRound]:
-    cohort = random_cohorts(list(clients), 0.5, seed)
-    return list(simulate(process, clients, replace(WORK, seed=seed), cohort, 2))
+def _two_rounds(process: Any, clients: dict[str, Examples], seed: int) -> list[EngineRound]:
+    plan, work = random_cohorts(list(clients), 0.5, seed), always(replace(WORK, seed=seed))
+    return [done.result for done in simulate(ProcessEngine(process), always(clients), work, plan, (1, 2))]
 
 
 def test_the_same_seed_is_the_same_run_to_the_bit(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
@@ -202,17 +204,23 @@ def test_the_same_seed_is_the_same_run_to_the_bit(process: Any, clients: dict[st
     other = _two_rounds(process, clients, 6)
     for one, two in zip(first, again, strict=True):
         assert [w.tobytes() for w in one.weights] == [w.tobytes() for w in two.weights]
-        assert replace(one, weights=(), seconds=0) == replace(two, weights=(), seconds=0)
+        assert replace(one, weights=(), state=None) == replace(two, weights=(), state=None)
     assert _largest_difference(first[-1].weights, other[-1].weights) > 1e-4
 
 
 def test_rounds_are_counted_and_go_on_from_each_other(process: Any, clients: dict[str, Examples]) -> None:
-    rounds = list(simulate(process, clients, WORK, lambda number: [["few"], ["few", "single"]][number - 1], 2))
-    assert [(done.number, done.clients, done.examples) for done in rounds] == [(1, 1, 3), (2, 2, 4)]
+    plans = {1: honest(["few"]), 2: honest(["few", "single"])}
+    done = list(simulate(ProcessEngine(process), always(clients), always(WORK), plans.__getitem__, (1, 2)))
+    assert [one.number for one in done] == [1, 2]
+    assert [one.plan for one in done] == [plans[1], plans[2]]
+    rounds = [one.result for one in done]
+    assert [(one.clients, one.examples) for one in rounds] == [(1, 3), (2, 4)]
     first, _ = _round(process, clients, ["few"], WORK)
     assert _largest_difference(rounds[0].weights, first) == 0
     assert _largest_difference(rounds[1].weights, first) > 1e-3
-    assert all(weight.dtype == np.float32 for done in rounds for weight in done.weights)
+    assert all(weight.dtype == np.float32 for one in rounds for weight in one.weights)
+    (again,) = simulate(ProcessEngine(process), always(clients), always(WORK), plans.__getitem__, [2], rounds[0].state)
+    assert _largest_difference(again.result.weights, rounds[1].weights) == 0
 
 
 def test_it_is_a_learning_process_of_tff(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
@@ -223,14 +231,15 @@ def test_it_is_a_learning_process_of_tff(process: Any, clients: dict[str, Exampl
     other = models.initial_weights(SPEC, 1)
     state = process.set_model_weights(state, tff.learning.models.ModelWeights(trainable=list(other), non_trainable=[]))
     assert _largest_difference(tuple(process.get_model_weights(state).trainable), other) == 0
-    output = process.next(state, [client_dataset(clients["single"], 1, 0)])
+    output = process.next(state, [client_dataset(clients["single"], replace(WORK, epochs=1), 0)])
     moved = _largest_difference(tuple(process.get_model_weights(output.state).trainable), other)
     assert 0 < moved < 0.5  # one step from the weights that were set
 
 
 def test_client_data_carry_the_order_of_the_protocol(clients: dict[str, Examples]) -> None:
-    (element,) = client_dataset(clients["uneven"], 3, seed=42).as_numpy_iterator()
-    assert list(element) == ["x", "y", "order", "seeds"]
+    (element,) = client_dataset(clients["uneven"], replace(WORK, epochs=3), 42, -1.0).as_numpy_iterator()
+    assert list(element) == ["x", "y", "order", "seeds", "learning_rate", "factor", "seed"]
+    assert (element["learning_rate"], element["factor"], element["seed"]) == (np.float32(0.2), -1, 42)
     np.testing.assert_array_equal(element["x"], clients["uneven"].x)
     np.testing.assert_array_equal(element["y"], clients["uneven"].y)
     order: npt.NDArray[np.int32] = element["order"]
@@ -241,8 +250,20 @@ def test_client_data_carry_the_order_of_the_protocol(clients: dict[str, Examples
     np.testing.assert_array_equal(element["seeds"], step_seeds(42, 36))
 
 
+def test_a_factor_multiplies_the_delta(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
+    def moved(factor: float) -> Weights:
+        data = [client_dataset(clients["few"], WORK, 3, factor)]
+        output = process.next(process.initialize(), data)
+        weights = process.get_model_weights(output.state).trainable
+        return tuple(after - before for after, before in zip(weights, initial, strict=True))
+
+    one, flipped, tenfold = moved(1.0), moved(-1.0), moved(10.0)
+    assert _largest_difference(tuple(-w for w in flipped), one) < 1e-6
+    assert _largest_difference(tenfold, tuple(10 * w for w in one)) < 1e-5
+
+
 def test_a_client_without_examples_is_refused() -> None:
     nothing = Examples(np.zeros((0, 8, 8, 1), np.float32), np.zeros(0, np.int32))
     with pytest.raises(InputError) as caught:
-        client_dataset(nothing, 1, 0)
+        client_dataset(nothing, WORK, 0)
     assert str(caught.value) == ("a client without examples can't take part in a round; leave it out of the cohort")
