@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tff_sim.client_data import client_dataset
-    from tff_sim.experiment import Experiment, run_experiment
+    from tff_sim.experiment import Experiment
     from tff_sim.fed_avg import build_fed_avg
+    from tff_sim.runner import run_experiment
     from tff_sim.worker import local_worker
 
 __all__ = ["Experiment", "build_fed_avg", "client_dataset", "local_worker", "run_experiment"]
@@ -22,7 +23,7 @@ _HOMES = {
     "build_fed_avg": "tff_sim.fed_avg",
     "client_dataset": "tff_sim.client_data",
     "local_worker": "tff_sim.worker",
-    "run_experiment": "tff_sim.experiment",
+    "run_experiment": "tff_sim.runner",
 }
 
 

@@ -59,7 +59,11 @@ class Engine(Protocol):
         ...
 
     def round(self, state: Any, work: ClientWork, tasks: Sequence[ClientTask]) -> EngineRound:
-        """One round: of these clients, with this work."""
+        """One round: of these clients, at least one, with this work."""
+        ...
+
+    def weights(self, state: Any) -> Weights:
+        """The global weights in a state, float32."""
         ...
 
 
@@ -76,11 +80,13 @@ class ProcessEngine:
         data = [client_dataset(task.examples, work, task.seed, task.factor) for task in tasks]
         output = self._process.next(state, data)
         measured = output.metrics["client_work"]
-        weights = self._process.get_model_weights(output.state).trainable
         return EngineRound(
             state=output.state,
-            weights=tuple(np.asarray(value) for value in weights),
+            weights=self.weights(output.state),
             train_loss=float(measured["loss"]),
             clients=int(measured["clients"]),
             examples=int(measured["examples"]),
         )
+
+    def weights(self, state: Any) -> Weights:
+        return tuple(np.asarray(value) for value in self._process.get_model_weights(state).trainable)

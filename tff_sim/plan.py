@@ -31,12 +31,17 @@ def honest(names: Sequence[str]) -> RoundPlan:
     return RoundPlan(dict.fromkeys(names, 1.0))
 
 
+def cohort_size(clients: int, fraction: float) -> int:
+    """m = max(C·K, 1): how many of K clients make up a round."""
+    return max(round(fraction * clients), 1)
+
+
 def random_cohorts(clients: Sequence[str], fraction: float, seed: int) -> Planner:
     """m = max(C·K, 1) clients drawn without replacement, from a generator of the seed and the round alone.
 
     McMahan et al. 2017, Algorithm 1; a fraction of 0 is one client a round.
     """
-    size = max(round(fraction * len(clients)), 1)
+    size = cohort_size(len(clients), fraction)
 
     def plan(number: int) -> RoundPlan:
         rng = np.random.Generator(np.random.Philox(key=[seed, number]))

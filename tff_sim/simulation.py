@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def simulate(
     rounds: Iterable[int],
     state: object = None,
 ) -> Iterator[SimulatedRound]:
-    """Run rounds, and yield each as it ends.
+    """Run rounds, and yield each as it ends. Where nobody reports, the state stays as it is, and the loss is NaN.
 
     Args:
         engine: carries them out.
@@ -64,6 +65,10 @@ def simulate(
             ClientTask(name, local[name], client_seed(asked.seed, number, name), factor)
             for name, factor in planned.reports.items()
         ]
-        result = engine.round(state, asked, tasks)
+        result = engine.round(state, asked, tasks) if tasks else _nothing(engine, state)
         state = result.state
         yield SimulatedRound(number, planned, result, time.perf_counter() - started)
+
+
+def _nothing(engine: Engine, state: object) -> EngineRound:
+    return EngineRound(state, engine.weights(state), math.nan, clients=0, examples=0)
