@@ -53,19 +53,21 @@ def load_experiment(path: Path | None, changes: Mapping[str, Any]) -> Experiment
 
 def _inner(tables: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     """With the seed where the dataclasses have it."""
+    where = "" if path is None else f"{path}: "
+    rest = {key: value for key, value in tables.items() if key != _SEED}
     work = tables.get("work", {})
-    if isinstance(work, Mapping):
-        for key in (_SEED, _NOT_SIMULATED):
-            if key in work:
-                where = "" if path is None else f"{path}: "
-                hint = "; the seed stands at the top, before all tables" if key == _SEED else ""
-                raise InputError(f"{where}unknown key 'work.{key}'{hint}")
-        if _SEED in tables:
-            return {
-                **{key: value for key, value in tables.items() if key != _SEED},
-                "work": {**work, _SEED: tables[_SEED]},
-            }
-    return dict(tables)
+    if not isinstance(work, Mapping):
+        return rest
+    if _NOT_SIMULATED in work:
+        raise InputError(f"{where}unknown key 'work.{_NOT_SIMULATED}'; see world.stragglers.deadline_seconds")
+    if _SEED in work:
+        raise InputError(f"{where}unknown key 'work.{_SEED}'; the seed stands at the top, before all tables")
+    if _SEED not in tables:
+        return rest
+    seed = tables[_SEED]
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError(f"{where}seed should be a whole number, not {seed!r}")
+    return {**rest, "work": {**work, _SEED: seed}}
 
 
 def _read(path: Path) -> dict[str, Any]:

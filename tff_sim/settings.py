@@ -6,6 +6,7 @@ default, and a word where it is not: ``all`` for a batch size, ``none`` elsewher
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -92,8 +93,9 @@ class _Reader:
         except SettingError as error:
             raise error if self._source is None else self._error(f"{path}{error.key} {error.problem}") from None
         except (InputError, ValueError) as error:
-            table = f"[{path.removesuffix('.')}] " if path and self._source else ""
-            raise self._error(f"{table}{error}") from None
+            if path and self._source is not None:  # the table says what the error's own first words do
+                raise self._error(f"[{path.removesuffix('.')}] {re.sub('^[a-z ]+: ', '', str(error))}") from None
+            raise self._error(str(error)) from None
 
     def _value(self, hint: Any, field: Field[Any], value: Any, path: str) -> Any:
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:

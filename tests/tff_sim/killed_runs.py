@@ -2,10 +2,10 @@
 
     python -m tests.tff_sim.killed_runs EXPERIMENT.toml OUT INSTANT…
 
-An instant is ``fsync:N`` or ``replace:N``: SIGKILL comes in the place of the N-th call of it, so with a file half made or
-not yet renamed; ``metrics:N``: right after row N of metrics.csv; or ``round:N``: while the worker computes round N. At
-last a process runs to the end. They are forks of one process that has loaded TensorFlow, which takes most of a start,
-and has not used it.
+An instant is ``fsync:N`` or ``replace:N``: SIGKILL comes in the place of the N-th call of it, so with a file half made
+or not yet renamed; ``metrics:N``: right after row N of metrics.csv; or ``round:N``: while the worker computes round N.
+At last a process runs to the end. They are forks of one process that has loaded TensorFlow, which takes most of a
+start, and has not used it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(experiment: Path, out: Path, instants: list[str]) -> int:
         _, status = os.waitpid(child, 0)
         died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         if died != bool(instant) or (not instant and status != 0):
-            print(f"{instant or 'the end'}: status {status}", file=sys.stderr)
+            sys.stderr.write(f"{instant or 'the end'}: status {status}\n")
             return 1
     return 0
 
