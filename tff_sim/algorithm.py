@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from device_runtime.errors import InputError
+from tff_sim.checks import check_choice, check_goes_with, check_number, check_positive
 
 _MOMENTS = {"learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
 SERVER_OPTIMIZERS: Mapping[str, Mapping[str, float]] = {
@@ -61,21 +61,16 @@ class ServerOptimizer:
     tau: float | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("--server-optimizer", self.name, tuple(SERVER_OPTIMIZERS))
+        check_choice("--server-optimizer", self.name, SERVER_OPTIMIZERS)
         for parameter, option in _SERVER_OPTIONS.items():
             value = getattr(self, parameter)
             if value is None:
                 continue
-            if parameter not in SERVER_OPTIMIZERS[self.name]:
-                having = [name for name, parameters in SERVER_OPTIMIZERS.items() if parameter in parameters]
-                raise InputError(
-                    f"{option} does not go with --server-optimizer {self.name}: leave it out, or choose"
-                    f" {' or '.join(having)}"
-                )
+            check_goes_with(option, parameter, "--server-optimizer", self.name, SERVER_OPTIMIZERS)
             if parameter in ("learning_rate", "tau"):
-                _check_positive(option, value)
-            elif not (_is_number(value) and 0 <= value < 1):
-                raise InputError(f"{option} should be at least 0 and below 1, not {value!r}")
+                check_positive(option, value)
+            else:
+                check_number(option, value, lambda number: 0 <= number < 1, "at least 0 and below 1")
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -116,9 +111,9 @@ class Algorithm:
     zero_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("--aggregator", self.aggregator, AGGREGATORS)
+        check_choice("--aggregator", self.aggregator, AGGREGATORS)
         if self.weighting is not None:
-            _check_choice("--weighting", self.weighting, WEIGHTINGS)
+            check_choice("--weighting", self.weighting, WEIGHTINGS)
         if self.weighting == "examples" and self.aggregator != "mean":
             raise InputError(
                 f"--weighting examples does not go with --aggregator {self.aggregator}, in which every client counts"
@@ -127,11 +122,10 @@ class Algorithm:
         if self.trim is not None:
             if self.aggregator != "trimmed_mean":
                 raise InputError(f"--trim is for --aggregator trimmed_mean, not {self.aggregator}: leave it out")
-            if not (_is_number(self.trim) and 0 <= self.trim < 0.5):
-                raise InputError(f"--trim should be at least 0 and below 0.5, not {self.trim!r}")
+            check_number("--trim", self.trim, lambda number: 0 <= number < 0.5, "at least 0 and below 0.5")
         for option, norm in (("--clip-update", self.clip_norm), ("--zero-update", self.zero_norm)):
             if norm is not None:
-                _check_positive(option, norm)
+                check_positive(option, norm)
         if self.clip_norm is not None and self.zero_norm is not None and self.zero_norm <= self.clip_norm:
             raise InputError(
                 f"--zero-update {self.zero_norm} leaves nothing to --clip-update {self.clip_norm}: it should be the"
@@ -158,20 +152,6 @@ class Algorithm:
             "clip_norm": self.clip_norm,
             "zero_norm": self.zero_norm,
         }
-
-
-def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{option} should be one of {', '.join(choices)}, not {value!r}")
-
-
-def _check_positive(option: str, value: Any) -> None:
-    if not (_is_number(value) and value > 0):
-        raise InputError(f"{option} should be a finite number above 0, not {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 FED_AVG = Algorithm()
