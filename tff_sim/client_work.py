@@ -20,7 +20,8 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
 
     Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
     as weight, which is what TFF's aggregators and finalizers expect.
-    Its measurements are ``loss``, the mean over all examples of all steps, ``examples`` and ``clients``.
+    Its measurements are of all clients that trained: ``loss``, the mean over all examples of all steps but of clients
+    whose loss is not finite (NaN if that leaves none), ``examples`` and ``clients``.
 
     Args:
         spec: the model.
@@ -86,6 +87,7 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
                 step += 1
                 loss_sum += loss * tf.cast(tf.size(indices), tf.float32)
         weight = tf.cast(examples, tf.float32)
+        finite = tf.math.is_finite(loss_sum)
         return collections.OrderedDict(
             result=tff.learning.templates.ClientResult(
                 # TFF's finalizers take a pseudo-gradient: the delta of the protocol with its sign turned.
@@ -94,8 +96,8 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
                 ],
                 update_weight=weight,
             ),
-            loss_sum=loss_sum,
-            steps_examples=tf.cast(tf.size(order), tf.float32),
+            loss_sum=tf.where(finite, loss_sum, 0.0),
+            steps_examples=tf.where(finite, tf.cast(tf.size(order), tf.float32), 0.0),
         )
 
     return run

@@ -11,6 +11,7 @@ import numpy as np
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork
+from tff_sim.algorithm import COUNTS
 from tff_sim.client_data import client_dataset
 
 
@@ -38,9 +39,10 @@ class EngineRound:
     Attributes:
         state: of the server after it; what the next round starts from.
         weights: the global weights after it, float32.
-        train_loss: mean loss over all examples of all local steps.
-        clients, examples: whose updates came.
-        counts: whatever else was counted, such as updates that were not finite.
+        train_loss: mean loss over all examples of all local steps, of clients whose loss is finite; NaN if none is.
+        clients, examples: those whose deltas count.
+        counts: whatever else was counted: deltas that were ``non_finite``, ``zeroed`` or ``clipped``, and ``no_step``,
+            1 if the server left the model as it was, for want of a finite step.
     """
 
     state: Any
@@ -79,14 +81,21 @@ class ProcessEngine:
     def round(self, state: Any, work: ClientWork, tasks: Sequence[ClientTask]) -> EngineRound:
         data = [client_dataset(task.examples, work, task.seed, task.factor) for task in tasks]
         output = self._process.next(state, data)
-        measured = output.metrics["client_work"]
+        measured = output.metrics["aggregator"]
         return EngineRound(
             state=output.state,
             weights=self.weights(output.state),
-            train_loss=float(measured["loss"]),
+            train_loss=float(output.metrics["client_work"]["loss"]),
             clients=int(measured["clients"]),
             examples=int(measured["examples"]),
+            counts=server_counts(output.metrics),
         )
 
     def weights(self, state: Any) -> Weights:
         return tuple(np.asarray(value) for value in self._process.get_model_weights(state).trainable)
+
+
+def server_counts(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """`EngineRound.counts` from the metrics of a process of `tff_sim.fed_avg`."""
+    counts = {name: int(metrics["aggregator"][name]) for name in COUNTS}
+    return counts | {"no_step": int(metrics["finalizer"]["update_non_finite"])}

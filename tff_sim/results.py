@@ -20,7 +20,7 @@ from tff_sim.figure import Line, accuracy_figure, round_figure
 
 COUNTS = (
     "available", "selected", "dropped_out", "late", "surplus", "corrupt", "malicious",
-    "non_finite", "clipped", "zeroed",
+    "non_finite", "clipped", "zeroed", "no_step",
 )  # fmt: skip
 """What is counted of a round's clients, each a column: in the world, then by the algorithm."""
 

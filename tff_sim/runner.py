@@ -117,7 +117,7 @@ class _Run:
             if _reached(rows, target):
                 numbers = range(0)
             for done in simulate(engine, always(self.clients), always(experiment.work), self._plan(), numbers, state):
-                if done.result.clients and not math.isfinite(done.result.train_loss):
+                if done.plan.reports and not math.isfinite(done.result.train_loss):
                     self.folder.give_up()
                     raise CheckFailedError(
                         f"round {done.number}: the training diverged: its loss is not finite; lower --lr"
