@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tff_sim.datasets import digits, mnist
-from tff_sim.datasets.dataset import Dataset
+from tff_sim.datasets import cifar10, digits, leaf, mnist, npz_folder, shakespeare
+from tff_sim.datasets.dataset import Dataset, Owners
 from tff_sim.errors import DatasetError
 
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["NAMES", "Dataset", "Owners", "load"]
 
-NAMES = ("digits", "mnist")
+# Each with what --data-dir names for it.
+_LOADERS: dict[str, tuple[Callable[[Path], Dataset], str]] = {
+    **{
+        name: (partial(mnist.load, name=name), f"the folder with the four {kin.title} files")
+        for name, kin in mnist.KIN.items()
+    },
+    "cifar10": (cifar10.load, "the folder with the batches of CIFAR-10"),
+    "shakespeare": (shakespeare.load, f"the folder with the plays in {shakespeare.FILE}"),
+    "leaf": (leaf.load, "the folder with LEAF's train and test"),
+    "npz": (npz_folder.load, "the folder with a .npz file for each client"),
+}
+
+NAMES = ("digits", *_LOADERS)
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -25,8 +39,9 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """
     if name == "digits":
         return digits.load()
-    if name == "mnist":
-        if data_dir is None:
-            raise DatasetError("data set 'mnist': --data-dir is missing; it names the folder with the four MNIST files")
-        return mnist.load(data_dir)
-    raise DatasetError(f"unknown data set {name!r}; known data sets: {', '.join(NAMES)}")
+    if name not in _LOADERS:
+        raise DatasetError(f"unknown data set {name!r}; known data sets: {', '.join(NAMES)}")
+    loader, folder = _LOADERS[name]
+    if data_dir is None:
+        raise DatasetError(f"data set {name!r}: --data-dir is missing; it names {folder}")
+    return loader(data_dir)

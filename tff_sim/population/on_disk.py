@@ -1,0 +1,185 @@
+"""A population on disk, of which a client's examples are read when they are asked for: as large as the disk."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.errors import InputError
+from device_runtime.examples import Examples
+from device_runtime.tensors import DTYPES, describe
+from tff_sim.client_names import ClientNames, ListedNames
+from tff_sim.errors import DatasetError
+from tff_sim.label_counts import Counts, count_labels
+from tff_sim.population.base import Population
+from tff_sim.population.format import DESCRIPTION, EXPECTED, ArrayWriter, Description, StoredArray
+
+_INT64 = "int64"
+
+
+class StoredPopulation(Population):
+    """Opens a folder that `write_population` wrote.
+
+    In memory are a few bytes a client: offsets, names and their order. Pickling it, for other processes, is quick.
+
+    Args:
+        folder: the population's.
+
+    Raises:
+        DatasetError: a file is missing, damaged, or does not fit the others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.description = about = Description.load(folder)
+        self._x = StoredArray.open(folder / "x.npy", about.x[0], (about.examples, *about.x[1]))
+        self._y = StoredArray.open(folder / "y.npy", about.y[0], (about.examples, *about.y[1]))
+        self._offsets = _whole(folder / "offsets.npy", _INT64, about.clients + 1)
+        if (self._offsets[0], self._offsets[-1]) != (0, about.examples) or (np.diff(self._offsets) < 1).any():
+            raise DatasetError(f"{folder / 'offsets.npy'}: not rising from 0 to {about.examples}; expected {EXPECTED}")
+        order = _whole(folder / "order.npy", _INT64, about.clients)
+        if (np.bincount(np.clip(order, 0, about.clients), minlength=about.clients)[: about.clients] != 1).any():
+            raise DatasetError(f"{folder / 'order.npy'}: not each client's number once; expected {EXPECTED}")
+        self._names = ListedNames(_names(folder / "names.npy", about.clients), order)
+        if (fault := self._names.fault()) is not None:
+            raise DatasetError(f"{folder / 'names.npy'}: {fault}; expected {EXPECTED}")
+        self._label_counts = None
+        if about.labels is not None:
+            self._label_counts = StoredArray.open(folder / "label_counts.npy", "int32", (about.clients, about.labels))
+
+    @property
+    def names(self) -> ClientNames:
+        return self._names
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        return np.diff(self._offsets)
+
+    @property
+    def label_counts(self) -> Counts | None:
+        """Read anew each time, 4 bytes for each client and label."""
+        return None if self._label_counts is None else self._label_counts.rows(0, len(self))
+
+    def examples(self, number: int) -> Examples:
+        first, last = int(self._offsets[number]), int(self._offsets[number + 1])
+        return Examples(self._x.rows(first, last), self._y.rows(first, last))
+
+    def test(self) -> Examples | None:
+        """What to test the global model with; None where the folder has none."""
+        about, tests = self.description, self.description.tests
+        if not tests:
+            return None
+        x = StoredArray.open(self.folder / "test_x.npy", about.x[0], (tests, *about.x[1]))
+        y = StoredArray.open(self.folder / "test_y.npy", about.y[0], (tests, *about.y[1]))
+        return Examples(x.rows(0, tests), y.rows(0, tests))
+
+
+def write_population(
+    folder: Path, clients: Iterable[tuple[str, Examples]], test: Examples | None = None, name: str = "population"
+) -> StoredPopulation:
+    """Write a population, one client after the other, of which memory holds no more than one.
+
+    Args:
+        folder: to make; it must not exist. What an interrupted writing left in ``FOLDER.new`` is removed.
+        clients: names, as devices check in with, and at least one example each, all of one type and shape.
+        test: to test the global model with.
+        name: of the data set.
+
+    Raises:
+        InputError: the folder exists, can't be written, a name is not allowed or there twice, or a client's examples
+            are of another type than the first's.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists already, so that it is not overwritten; choose another folder")
+    beside = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        _write(beside, clients, test, name)
+        beside.replace(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: can't write it: {error.strerror}; choose another folder, or make room") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return StoredPopulation(folder)
+
+
+def _write(folder: Path, clients: Iterable[tuple[str, Examples]], test: Examples | None, name: str) -> None:
+    entries = iter(clients)
+    first = next(entries, None)
+    if first is None:
+        raise InputError(f"{folder}: a population needs at least one client")
+    model = first[1]
+    x, y = (
+        ArrayWriter(folder / f"{part}.npy", array.dtype, array.shape[1:])
+        for part, array in (("x", model.x), ("y", model.y))
+    )
+    names: list[bytes] = []
+    ends = [0]
+    largest = 0
+    try:
+        for client, examples in itertools.chain([first], entries):
+            _require_like(client, examples, model)
+            names.append(client.encode())
+            x.append(examples.x)
+            y.append(examples.y)
+            ends.append(x.rows)
+            largest = max(largest, int(examples.y.max())) if examples.y.size else largest
+    finally:
+        x.close()
+        y.close()
+    offsets, listed = np.array(ends, np.int64), ListedNames(np.array(names, np.bytes_))
+    if (fault := listed.fault()) is not None:
+        raise InputError(f"can't write a population: {fault}")
+    counts = None
+    if model.y.dtype.kind == "i":
+        stored = StoredArray.open(folder / "y.npy", str(model.y.dtype), (x.rows, *model.y.shape[1:]))
+        counts = count_labels(offsets, stored.rows, largest)
+    arrays: dict[str, npt.NDArray[Any]] = {"offsets": offsets, "names": listed.array()}
+    arrays["order"] = np.asarray(listed.order, np.int64)
+    if counts is not None:
+        arrays["label_counts"] = counts
+    if test is not None:
+        _require_like("the test examples", test, model)
+        arrays |= {"test_x": test.x, "test_y": test.y}
+    for title, array in arrays.items():
+        np.save(folder / f"{title}.npy", array, allow_pickle=False)
+    description = Description(
+        name=name,
+        clients=len(names),
+        examples=x.rows,
+        tests=0 if test is None else len(test),
+        x=(str(model.x.dtype), model.x.shape[1:]),
+        y=(str(model.y.dtype), model.y.shape[1:]),
+        labels=None if counts is None else counts.shape[1],
+    )
+    (folder / DESCRIPTION).write_bytes(description.dump())
+
+
+def _require_like(client: str, examples: Examples, model: Examples) -> None:
+    x, y = examples.x, examples.y
+    if len(x) != len(y) or len(x) == 0:
+        raise InputError(f"{client}: {len(x)} rows of x and {len(y)} of y; expected as many of both, at least one")
+    for name, array, wanted in (("x", x, model.x), ("y", y, model.y)):
+        if str(array.dtype) not in DTYPES:
+            raise InputError(f"{client}: {name} is {describe(array)}; expected {' or '.join(DTYPES)}")
+        if array.dtype != wanted.dtype or array.shape[1:] != wanted.shape[1:]:
+            raise InputError(f"{client}: {name} is {describe(array)}; expected the first client's {describe(wanted)}")
+
+
+def _whole(path: Path, dtype: str, count: int) -> npt.NDArray[Any]:
+    return StoredArray.open(path, dtype, (count,)).rows(0, count)
+
+
+def _names(path: Path, count: int) -> npt.NDArray[np.bytes_]:
+    try:
+        width = np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize
+    except (OSError, ValueError):
+        width = 1  # what is wrong with the file is found and said where it is opened
+    return _whole(path, f"S{width}", count)
