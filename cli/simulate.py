@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from cli.options import JSON, MODEL_HELP, client_optimizer, client_work, optimizer_options, print_json
+from cli.worker_options import chosen_workers, worker_options
 
 
-@click.command(short_help="Simulate Federated Averaging on this machine.")
+@click.command(short_help="Simulate Federated Averaging.")
 @click.option("--model", default="digits_mlp", show_default=True, help=MODEL_HELP)
 @click.option("--dataset", default="digits", show_default=True, help="digits (embedded) or mnist.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the data set's files (IDX for mnist).")
@@ -22,6 +23,7 @@ from cli.options import JSON, MODEL_HELP, client_optimizer, client_work, optimiz
 @click.option("--rounds", default=100, show_default=True, help="At most so many rounds.")
 @click.option("--target-accuracy", type=float, help="Stop when the test accuracy reaches it, such as 0.95.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Results.")
+@worker_options
 @JSON
 def simulate(
     model: str,
@@ -41,9 +43,12 @@ def simulate(
     rounds: int,
     target_accuracy: float | None,
     out: Path,
+    workers: str | None,
+    worker_timeout: float,
+    round_timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Simulate Federated Averaging on this machine, with TensorFlow Federated.
+    """Simulate Federated Averaging with TensorFlow Federated, on this machine or over --workers on several.
 
     Writes metrics.csv, summary.json, accuracy.png and weights.safetensors into the folder --out.
 
@@ -56,6 +61,7 @@ def simulate(
     from tff_sim.availability import require_tff
 
     require_tff()
+    remote = chosen_workers(workers, worker_timeout, round_timeout)
     from tff_sim.experiment import Experiment, run_experiment
 
     work = ClientWork(epochs, batch_size, learning_rate, proximal, seed)
@@ -70,6 +76,7 @@ def simulate(
             lambda row: progress(
                 row.round, f"loss {row.train_loss:.4f}  accuracy {row.test_accuracy:.2%}  {row.seconds:.2f} s"
             ),
+            remote,
         )
     if as_json:
         print_json(summary)

@@ -27,4 +27,6 @@ def worker(port: int, bind: str) -> None:
     from tff_sim.worker_service import run_worker
 
     require_tff()
-    run_worker(bind, port, lambda address: click.echo(f"listening on {address}"), lambda line: click.echo(line, err=True))
+    run_worker(
+        bind, port, lambda address: click.echo(f"listening on {address}"), lambda line: click.echo(line, err=True)
+    )

@@ -1,4 +1,4 @@
-"""Addresses of workers, as they are given on the command line."""
+"""Which workers to compute on, as the command line says it; without TensorFlow Federated."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers on other machines, and how long to wait for them.
+
+    Attributes:
+        addresses: where ``pocketfed worker`` listens.
+        silence: seconds without any answer until a worker is taken for lost; also the time to connect.
+        limit: seconds that a worker may take for its share of a round; None for as long as it answers otherwise.
+    """
+
+    addresses: tuple[Address, ...]
+    silence: float = 30.0
+    limit: float | None = None
 
 
 def parse_address(text: str) -> Address:

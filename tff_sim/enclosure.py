@@ -1,10 +1,10 @@
 """A server program that only one socket leads to: it runs in a network namespace of its own.
 
-Run as a script: ``python -I -S enclosure.py SOCKET PORT PROGRAM ARGUMENT…``, where SOCKET is the descriptor of a listening
-socket that the script inherits, and PORT where the program listens. TFF's worker listens on all addresses whatever it
-is told, without authentication. In a namespace of its own, "all addresses" is a loopback that nobody else sees; a
-socket belongs to the namespace in which it was made, so the inherited one still accepts what comes from outside, and
-what it accepts is passed on to the program.
+Run as a script: ``python -I -S enclosure.py SOCKET PORT PROGRAM ARGUMENT…``, where SOCKET is the descriptor of a
+listening socket that the script inherits, and PORT where the program listens. TFF's worker listens on all addresses
+whatever it is told, without authentication. In a namespace of its own, "all addresses" is a loopback that nobody else
+sees; a socket belongs to the namespace in which it was made, so the inherited one still accepts what comes from
+outside, and what it accepts is passed on to the program.
 
 Writes one line to standard output: ``enclosed``, or why the system permits no namespace; the program then runs
 without. Ends as the program ends, and the program ends with it. Standard library only, so that it starts quickly.
@@ -12,6 +12,7 @@ without. Ends as the program ends, and the program ends with it. Standard librar
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -94,16 +95,12 @@ def _serve(listener: socket.socket, port: int, program: subprocess.Popen[bytes])
 
 def _pass_on(source: socket.socket, sink: socket.socket) -> None:
     buffer = memoryview(bytearray(_CHUNK))
-    try:
+    with contextlib.suppress(OSError):
         while count := source.recv_into(buffer):
             sink.sendall(buffer[:count])
-    except OSError:
-        pass
     for connection in (source, sink):
-        try:
+        with contextlib.suppress(OSError):  # the other direction was here before
             connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other direction was here before
 
 
 if __name__ == "__main__":

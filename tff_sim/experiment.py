@@ -16,6 +16,7 @@ from device_runtime.weights import dump_weights
 from device_runtime.work import ClientWork
 from models.optimizers import PLAIN_SGD, ClientOptimizer
 from tff_sim import datasets
+from tff_sim.addresses import Workers
 from tff_sim.availability import require_tff
 from tff_sim.partition import partition
 from tff_sim.plan import random_cohorts
@@ -62,7 +63,10 @@ class Experiment:
 
 
 def run_experiment(
-    experiment: Experiment, out: Path, progress: Callable[[RoundMetrics], None] = lambda row: None
+    experiment: Experiment,
+    out: Path,
+    progress: Callable[[RoundMetrics], None] = lambda row: None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Run it; the content of summary.json.
 
@@ -70,11 +74,13 @@ def run_experiment(
         experiment: what to simulate.
         out: folder for metrics.csv, summary.json, accuracy.png and weights.safetensors; made if missing.
         progress: called after each round.
+        workers: on other machines; without them, all is computed on this one.
 
     Raises:
         UnavailableError: TensorFlow Federated has no wheel for this machine.
         UnknownModelError, DatasetError, InputError: something named does not exist or is damaged.
         CheckFailedError: the training diverged; the rounds before are in the files.
+        NetworkError: the workers are lost; the rounds before are in the files.
     """
     require_tff()
     spec = replace(models.get(experiment.model), optimizer=experiment.optimizer)
@@ -92,7 +98,7 @@ def run_experiment(
     from tff_sim.evaluation import Evaluator
     from tff_sim.fed_avg import build_fed_avg
     from tff_sim.simulation import always, simulate
-    from tff_sim.worker import local_worker
+    from tff_sim.workers import computing_on
 
     seed, target = experiment.work.seed, experiment.target_accuracy
     model = models.seeded_model(spec, seed)
@@ -106,7 +112,7 @@ def run_experiment(
     rows: list[RoundMetrics] = []
     engine = ProcessEngine(build_fed_avg(spec, experiment.work, weights))
     numbers = range(1, experiment.rounds + 1)
-    with local_worker():
+    with computing_on(workers):
         for done in simulate(engine, always(clients), always(experiment.work), plan, numbers):
             result = done.result
             if not math.isfinite(result.train_loss):

@@ -80,4 +80,6 @@ def _ended(process: subprocess.Popen[str], reason: str) -> str:
 
 
 def _short_folder() -> str | None:
-    return None if len(tempfile.gettempdir()) <= _LONGEST_SOCKET_PATH - len("/pocketfed-12345678/worker") else "/tmp"
+    if len(tempfile.gettempdir()) <= _LONGEST_SOCKET_PATH - len("/pocketfed-12345678/worker"):
+        return None
+    return "/tmp"  # noqa: S108  a folder that only this user may enter is made there

@@ -93,7 +93,7 @@ class WorkerConnection:
         return executor
 
 
-class _Stub(tff.framework.RemoteExecutorGrpcStub):  # type: ignore[misc]
+class _Stub(tff.framework.RemoteExecutorGrpcStub):
     """What can't be disposed of any more is gone already."""
 
     def dispose(self, request: Any) -> Any:
@@ -108,9 +108,7 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):  # type: ignore[misc]
 class _WatchedChannel:
     """The part of `grpc.Channel` that TFF's stub uses, with calls that end."""
 
-    def __init__(
-        self, channel: Any, silence: float | None, limit: float | None, lost: Callable[[str], str]
-    ) -> None:
+    def __init__(self, channel: Any, silence: float | None, limit: float | None, lost: Callable[[str], str]) -> None:
         self._channel = channel
         self._silence = silence
         self._limit = limit

@@ -15,59 +15,56 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import tensorflow_federated as tff
 
 from device_runtime.errors import InputError, NetworkError
-from tff_sim.addresses import Address, require_reachable
+from tff_sim.addresses import Address, Workers, require_reachable
 from tff_sim.notices import Notice, to_stderr
-from tff_sim.worker import local_context
+from tff_sim.worker import local_context, local_worker
 from tff_sim.worker_connection import WorkerConnection, WorkerLostError
 
-SILENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 
 
+def computing_on(workers: Workers | None, notice: Notice = to_stderr) -> contextlib.AbstractContextManager[None]:
+    """`remote_workers` where there are any, else `local_worker`."""
+    return local_worker(notice) if workers is None else remote_workers(workers, notice)
+
+
 @contextlib.contextmanager
-def remote_workers(
-    addresses: Sequence[Address],
-    silence: float = SILENCE_SECONDS,
-    limit: float | None = None,
-    notice: Notice = to_stderr,
-) -> Iterator[None]:
+def remote_workers(workers: Workers, notice: Notice = to_stderr) -> Iterator[None]:
     """Run TFF's computations on these workers for the time of the `with` block, as `local_worker` does on one.
 
     A worker that is lost is left out; where it comes back, it takes part again from the next computation on.
 
     Args:
-        addresses: where ``pocketfed worker`` listens.
-        silence: seconds without any answer until a worker is taken for lost; also the time to connect.
-        limit: seconds that a worker may take for its share of a computation; None for as long as it answers otherwise.
+        workers: where they are.
         notice: told, in a line, of each worker that is lost or back.
 
     Raises:
         InputError: an address leads to the same worker as another; in the block: a computation can't be split.
         NetworkError: a worker can't be reached at the start, or is no worker; in the block: all are lost.
     """
-    require_reachable(tuple(addresses), silence)
+    require_reachable(workers.addresses, workers.silence)
     with contextlib.ExitStack() as stack:
-        workers = [_Worker(address, silence, limit) for address in addresses]
-        for worker in workers:
+        pool = [_Worker(address, workers.silence, workers.limit) for address in workers.addresses]
+        for worker in pool:
             stack.callback(worker.close)
-        end = time.monotonic() + silence
-        for worker in workers:
+        end = time.monotonic() + workers.silence
+        for worker in pool:
             worker.wait_until_ready(end)
         server = stack.enter_context(local_context(notice))
-        threads = stack.enter_context(ThreadPoolExecutor(len(workers), "pocketfed-worker"))
+        threads = stack.enter_context(ThreadPoolExecutor(len(pool), "pocketfed-worker"))
         # Before the pool waits for its threads: where the block was left in the middle, their calls end here.
-        for worker in workers:
+        for worker in pool:
             stack.callback(worker.stop)
-        context = _WorkersContext(workers, server, threads, notice)
+        context = _WorkersContext(pool, server, threads, notice)
         stack.enter_context(tff.framework.get_context_stack().install(context))
         yield
 
@@ -81,7 +78,7 @@ class _Worker:
         self.busy = False
         self._silence = silence
         self._connect: Callable[[], WorkerConnection] = functools.partial(
-            WorkerConnection, str(address), silence, limit
+            WorkerConnection, f"dns:///{address}", silence, limit
         )
         self._connection = self._connect()
 
@@ -131,7 +128,7 @@ class _Worker:
             self._connection.close()
 
 
-class _WorkersContext(tff.framework.SyncContext):  # type: ignore[misc]
+class _WorkersContext(tff.framework.SyncContext):
     def __init__(self, workers: Sequence[_Worker], server: Any, threads: ThreadPoolExecutor, notice: Notice) -> None:
         self._workers = workers
         self._server = server
@@ -218,6 +215,6 @@ def _shares(value: Any, type_spec: Any, number: int) -> list[Any]:
     parts = max(min(number, counts[0]), 1)
     bounds = [counts[0] * part // parts for part in range(parts + 1)]
     return [
-        _map_clients(value, type_spec, lambda clients, start=start, stop=stop: clients[start:stop])
+        _map_clients(value, type_spec, operator.itemgetter(slice(start, stop)))
         for start, stop in itertools.pairwise(bounds)
     ]
