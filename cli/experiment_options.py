@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
-_FAULTS = click.Choice(("nan", "scaled", "sign-flipped"))
+# Help loads no NumPy, and the modules with these names do: so they stand here once more, and a test compares.
+DATASET_NAMES = (
+    *("digits", "mnist", "fashion-mnist", "kmnist"),
+    *("emnist-balanced", "emnist-byclass", "emnist-bymerge", "emnist-digits", "emnist-letters", "emnist-mnist"),
+    *("cifar10", "shakespeare", "leaf", "npz", "packed"),
+)
+PARTITION_NAMES = ("iid", "shards", "dirichlet", "log-normal", "power-law", "natural")
+SCHEDULES = ("constant", "exponential", "step", "cosine")
+SERVER_OPTIMIZERS = ("sgd", "momentum", "fedadagrad", "fedadam", "fedyogi")
+AGGREGATORS = ("mean", "median", "trimmed_mean")
+WEIGHTINGS = ("examples", "uniform")
+FAULTS = ("nan", "scaled", "sign-flipped")
 
 
 class _WrittenBatchSize(BatchSize):
@@ -47,42 +58,75 @@ class Setting:
     help: str
 
 
-SECTIONS: dict[str, tuple[Setting, ...]] = {
-    "Data": (
-        Setting("--dataset", "data.dataset", str, "digits", "digits (embedded) or mnist."),
-        Setting("--data-dir", "data.data_dir", _PATH, None, "Folder with the data set's files (IDX for mnist)."),
-        Setting("--partition", "data.partition", str, "iid", "iid, or shards: two labels a client."),
-        Setting("--clients", "data.clients", int, 100, "K, how many clients the data is dealt to."),
+_POPULATION = (
+    Setting("--dataset", "data.dataset", str, "digits", ", ".join(DATASET_NAMES) + "."),
+    Setting("--data-dir", "data.data_dir", _PATH, None, "Folder with the data set's files."),
+    Setting(
+        "--partition", "data.partition", str, None,
+        f"{', '.join(PARTITION_NAMES)}; by default natural where the data has natural clients, else iid.",
     ),
-    "Training": (
-        Setting("--model", "model", str, "digits_mlp", MODEL_HELP),
-        Setting("--fraction", "fraction", float, 0.1, "C, the share of clients in a round; 0 is one."),
-        Setting("--rounds", "rounds", int, 100, "At most so many rounds."),
-        Setting("--target-accuracy", "target_accuracy", float, None, "Stop when the test accuracy reaches it."),
-        Setting("--seed", "seed", int, 0, "Of everything random: the same seed, the same run."),
-        Setting("--epochs", "work.epochs", int, 1, "E, passes over a client's examples."),
-        Setting("--batch-size", "work.batch_size", _WrittenBatchSize(), 10, "B, or 'all' for the whole local set."),
-        Setting("--lr", "work.learning_rate", float, 0.1, "Learning rate of the clients."),
-        Setting("--proximal", "work.proximal", float, 0.0, "Weight of FedProx's proximal term."),
-        Setting("--optimizer", "optimizer.name", click.Choice(OPTIMIZER_NAMES), "sgd", "Of the clients."),
-        Setting("--momentum", "optimizer.momentum", float, 0.9, "Of the optimizer momentum."),
-        Setting("--clip-norm", "optimizer.clip_norm", float, None, "Largest global norm of a gradient."),
-    ),
-    "The world": (
-        Setting("--over-selection", "world.over_selection", float, 1.0, "Select so many times the cohort."),
-        Setting("--drop-out", "world.drop_out", float, 0.0, "Chance that a selected client never reports."),
-        Setting("--availability", "world.availability.share", float, 1.0, "Mean share of clients available."),
-        Setting("--round-minutes", "world.availability.round_minutes", float, 60.0, "From one round to the next."),
-        Setting("--deadline", "world.stragglers.deadline_seconds", float, None, "Later reports don't count, seconds."),
-        Setting(
-            "--seconds-per-example", "world.stragglers.seconds_per_example", float, 0.01, "Of a device of median speed."
-        ),
-        Setting("--corrupt", "world.faults.corrupt", float, 0.0, "Chance of a report to be corrupt."),
-        Setting("--corrupt-kind", "world.faults.corrupt_kind", _FAULTS, "nan", "What corrupt updates are."),
-        Setting("--malicious", "world.faults.malicious", float, 0.0, "Share of clients that mean harm."),
-        Setting("--malicious-kind", "world.faults.malicious_kind", _FAULTS, "sign-flipped", "What their updates are."),
-    ),
-}
+    Setting("--clients", "data.clients", int, None, "K; by default as many as there are natural clients, or 100."),
+    Setting("--shards-per-client", "data.shards_per_client", int, None, "Of shards: a client's; by default 2."),
+    Setting("--alpha", "data.alpha", float, None, "Of dirichlet: small is far from IID; by default 0.5."),
+    Setting("--sigma", "data.sigma", float, None, "Of log-normal: of the logarithm of sizes; by default 1."),
+    Setting("--exponent", "data.exponent", float, None, "Of power-law: how fast sizes fall; by default 1."),
+    Setting("--partition-file", "data.partition_file", _PATH, None, "One that 'pocketfed data partition' made."),
+    Setting("--present", "data.present", float, None, "Share of a client's examples that exist in round 1."),
+    Setting("--added", "data.added", float, None, "Probability of a missing example to be added in a round."),
+    Setting("--deleted", "data.deleted", float, None, "Probability of an example to be deleted in a round."),
+    Setting("--augment", "data.augment", bool, False, "Of cifar10: random crops, anew for each client and round."),
+)  # fmt: skip
+_TRAINING = (
+    Setting("--model", "model", str, "digits_mlp", MODEL_HELP),
+    Setting("--fraction", "fraction", float, 0.1, "C, the share of clients in a round; 0 is one."),
+    Setting("--rounds", "rounds", int, 100, "At most so many rounds."),
+    Setting("--target-accuracy", "target_accuracy", float, None, "Stop when the test accuracy reaches it."),
+    Setting("--seed", "seed", int, 0, "Of everything random: the same seed, the same run."),
+    Setting("--epochs", "work.epochs", int, 1, "E, passes over a client's examples."),
+    Setting("--batch-size", "work.batch_size", _WrittenBatchSize(), 10, "B, or 'all' for the whole local set."),
+    Setting("--lr", "work.learning_rate", float, 0.1, "Learning rate of the clients."),
+    Setting("--lr-schedule", "schedule.name", click.Choice(SCHEDULES), "constant", "Of --lr over the rounds."),
+    Setting("--lr-decay", "schedule.decay", float, None, "Factor of exponential (0.99) and step (0.1)."),
+    Setting("--lr-decay-rounds", "schedule.decay_rounds", int, None, "Rounds a factor: exponential 1, step 100."),
+    Setting("--lr-final", "schedule.final", float, None, "Of cosine: what is left of --lr at the end; 0.01."),
+    Setting("--lr-warmup", "schedule.warmup", int, 0, "Rounds in which --lr grows to its full value."),
+    Setting("--proximal", "work.proximal", float, 0.0, "Weight of FedProx's proximal term."),
+    Setting("--optimizer", "optimizer.name", click.Choice(OPTIMIZER_NAMES), "sgd", "Of the clients."),
+    Setting("--momentum", "optimizer.momentum", float, 0.9, "Of the optimizer momentum."),
+    Setting("--clip-norm", "optimizer.clip_norm", float, None, "Largest global norm of a gradient."),
+)
+_SERVER = (
+    Setting("--server-optimizer", "algorithm.optimizer.name", click.Choice(SERVER_OPTIMIZERS), "sgd", "Of the server."),
+    Setting("--server-lr", "algorithm.optimizer.learning_rate", float, None, "By default 1; of the adaptive 0.01."),
+    Setting("--server-momentum", "algorithm.optimizer.momentum", float, None, "Of momentum; by default 0.9."),
+    Setting("--server-beta1", "algorithm.optimizer.beta_1", float, None, "Decay of the adaptive's first moment."),
+    Setting("--server-beta2", "algorithm.optimizer.beta_2", float, None, "Decay of the adaptive's second moment."),
+    Setting("--server-tau", "algorithm.optimizer.tau", float, None, "Of the adaptive; by default 0.001."),
+    Setting("--aggregator", "algorithm.aggregator", click.Choice(AGGREGATORS), "mean", "Of the clients' deltas."),
+    Setting("--weighting", "algorithm.weighting", click.Choice(WEIGHTINGS), None, "Of the mean; by examples."),
+    Setting("--trim", "algorithm.trim", float, None, "Of trimmed_mean: share left out at each end; 0.1."),
+    Setting("--clip-update", "algorithm.clip_norm", float, None, "Largest norm of a delta; a longer one is scaled."),
+    Setting("--zero-update", "algorithm.zero_norm", float, None, "A delta of a larger norm does not count."),
+)
+_WORLD = (
+    Setting("--over-selection", "world.over_selection", float, 1.0, "Select so many times the cohort."),
+    Setting("--drop-out", "world.drop_out", float, 0.0, "Chance that a selected client never reports."),
+    Setting("--availability", "world.availability.share", float, 1.0, "Mean share of clients available."),
+    Setting("--concentration", "world.availability.concentration", float, 2.0, "How much one hour exceeds others."),
+    Setting("--label-hours", "world.availability.label_hours", float, 24.0, "Over which labels' peaks are spread."),
+    Setting("--noise-hours", "world.availability.noise_hours", float, 2.0, "Of a client's peak around its label's."),
+    Setting("--round-minutes", "world.availability.round_minutes", float, 60.0, "From one round to the next."),
+    Setting("--deadline", "world.stragglers.deadline_seconds", float, None, "Later reports don't count, seconds."),
+    Setting("--seconds-per-example", "world.stragglers.seconds_per_example", float, 0.01, "Of the median device."),
+    Setting("--device-spread", "world.stragglers.device_spread", float, 0.5, "Of devices' times, log-normal: σ."),
+    Setting("--round-spread", "world.stragglers.round_spread", float, 0.25, "Of a device's times in rounds: σ."),
+    Setting("--corrupt", "world.faults.corrupt", float, 0.0, "Chance of a report to be corrupt."),
+    Setting("--corrupt-kind", "world.faults.corrupt_kind", click.Choice(FAULTS), "nan", "What it then is."),
+    Setting("--malicious", "world.faults.malicious", float, 0.0, "Share of clients that mean harm."),
+    Setting("--malicious-kind", "world.faults.malicious_kind", click.Choice(FAULTS), "sign-flipped", "What they send."),
+    Setting("--fault-scale", "world.faults.scale", float, 10.0, "Factor of a scaled update."),
+)
+SECTIONS = {"Data": _POPULATION, "Training": _TRAINING, "The server": _SERVER, "The world": _WORLD}
 
 
 class SectionedCommand(click.Command):
@@ -107,10 +151,12 @@ def experiment_options(function: _Function) -> _Function:
     """All settings, and --config; the command gets `config` and the settings that were given, see `experiment_of`."""
     for settings in reversed(SECTIONS.values()):
         for setting in reversed(settings):
-            shown = "" if setting.default is None else f"  [default: {setting.default}]"
+            flag = setting.type is bool
+            shown = "" if setting.default is None or flag else f"  [default: {setting.default}]"
             function = click.option(
-                setting.flag, parameter_name(setting), type=setting.type, default=None, help=setting.help + shown
-            )(function)
+                setting.flag, parameter_name(setting), type=setting.type, is_flag=flag, default=None,
+                help=setting.help + shown,
+            )(function)  # fmt: skip
     return click.option(
         "--config", type=_PATH, help="experiment.toml to start from; what is given besides takes its values' place."
     )(function)

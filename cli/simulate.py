@@ -9,16 +9,28 @@ import click
 
 from cli.experiment_options import SectionedCommand, experiment_of, experiment_options
 from cli.options import JSON, print_json
+from cli.worker_options import chosen_workers, worker_options
 
 
-@click.command(cls=SectionedCommand, short_help="Simulate Federated Averaging on this machine.")
+@click.command(cls=SectionedCommand, short_help="Simulate Federated Averaging.")
 @experiment_options
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Results.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, to the bit; begin where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out, also one that was broken off.")
+@worker_options
 @JSON
-def simulate(config: Path | None, out: Path, resume: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
-    """Simulate Federated Averaging on this machine, with TensorFlow Federated.
+def simulate(
+    config: Path | None,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    workers: str | None,
+    worker_timeout: float,
+    round_timeout: float | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Simulate Federated Averaging with TensorFlow Federated, on this machine or over --workers on several.
 
     Writes metrics.csv, summary.json, accuracy.png, rounds.png, TensorBoard's events and weights.safetensors into the
     folder --out, and experiment.toml, which repeats the run.
@@ -34,6 +46,7 @@ def simulate(config: Path | None, out: Path, resume: bool, overwrite: bool, as_j
     if resume and overwrite:
         raise click.UsageError("--resume goes on with what is there, --overwrite replaces it: give one of them")
     require_tff()
+    remote = chosen_workers(workers, worker_timeout, round_timeout)
     from tff_sim.runner import run_experiment
 
     experiment = experiment_of(config, settings)
@@ -46,6 +59,7 @@ def simulate(config: Path | None, out: Path, resume: bool, overwrite: bool, as_j
             ),
             resume=resume,
             overwrite=overwrite,
+            workers=remote,
         )
     if as_json:
         print_json(summary)

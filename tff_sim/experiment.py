@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from device_runtime.work import ClientWork
 from models.optimizers import PLAIN_SGD, ClientOptimizer
+from tff_sim.algorithm import FED_AVG, Algorithm
+from tff_sim.data_settings import Data
+from tff_sim.schedules import CONSTANT, Schedule
 from tff_sim.settings import SettingError
 from tff_sim.world import World
-
-
-@dataclass(frozen=True)
-class Data:
-    """The examples, and how they are dealt to clients.
-
-    Attributes:
-        dataset, data_dir: a name in `tff_sim.datasets.NAMES`, and its folder.
-        partition: a name in `tff_sim.partition.PARTITIONS`.
-        clients: K.
-    """
-
-    dataset: str = "digits"
-    data_dir: Path | None = None
-    partition: str = "iid"
-    clients: int = 100
 
 
 @dataclass(frozen=True)
@@ -39,6 +25,8 @@ class Experiment:
         data: the examples and their clients.
         work: E, B, η, μ, the codec, and the seed of the whole experiment.
         optimizer: of the clients; plain SGD by default.
+        schedule: of their learning rate over the rounds.
+        algorithm: what the server makes of their deltas; FedAvg by default.
         world: who is there, who drops out, and who does harm; nobody by default.
 
     Raises:
@@ -52,6 +40,8 @@ class Experiment:
     data: Data = field(default_factory=Data)
     work: ClientWork = field(default_factory=ClientWork)
     optimizer: ClientOptimizer = PLAIN_SGD
+    schedule: Schedule = CONSTANT
+    algorithm: Algorithm = FED_AVG
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:

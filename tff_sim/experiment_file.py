@@ -52,9 +52,12 @@ def load_experiment(path: Path | None, changes: Mapping[str, Any]) -> Experiment
 
 
 def _inner(tables: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    """With the seed where the dataclasses have it."""
+    """With the seed where the dataclasses have it, and the number of rounds also where a schedule needs it."""
     where = "" if path is None else f"{path}: "
     rest = {key: value for key, value in tables.items() if key != _SEED}
+    schedule = tables.get("schedule")
+    if isinstance(schedule, Mapping) and schedule.get("name") == "cosine":
+        rest["schedule"] = {"rounds": tables.get("rounds", Experiment.rounds), **schedule}
     work = tables.get("work", {})
     if not isinstance(work, Mapping):
         return rest

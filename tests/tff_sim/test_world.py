@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import InputError
 from tff_sim.plan import random_cohorts
-from tff_sim.world import FAULTS, Availability, Faults, Population, Stragglers, World, world_planner
+from tff_sim.world import FAULTS, Availability, ClientTraits, Faults, Stragglers, World, world_planner
 
 
-def _population(count: int, classes: int = 10, size: int = 100) -> Population:
+def _population(count: int, classes: int = 10, size: int = 100) -> ClientTraits:
     names = [f"client-{index}" for index in range(count)]
-    return Population(names, np.full(count, size), np.arange(count) % classes, classes)
+    return ClientTraits(names, np.full(count, size), np.arange(count) % classes, classes)
 
 
 WORLDS = st.builds(
@@ -105,7 +105,7 @@ def test_availability_follows_the_hour_and_the_labels() -> None:
     world = World(availability=Availability(share=0.2, concentration=2, noise_hours=0, round_minutes=60))
     population = _population(20_000, classes=4)  # their peaks: 0, 6, 12 and 18 o'clock
     plan = world_planner(world, population, 1.0, 1, 3)
-    labels = dict(zip(population.names, population.labels.tolist(), strict=True))
+    labels = dict(zip(population.names, (np.arange(len(population.names)) % 4).tolist(), strict=True))
     counted = np.zeros((24, 4))
     for hour in range(24):
         for name in plan(24 + hour).reports:
@@ -121,14 +121,14 @@ def test_availability_follows_the_hour_and_the_labels() -> None:
 def test_without_the_correlation_every_label_has_the_same_hours() -> None:
     world = World(availability=Availability(share=0.3, label_hours=0, noise_hours=1))
     population = _population(8000, classes=4)
-    labels = dict(zip(population.names, population.labels.tolist(), strict=True))
+    labels = dict(zip(population.names, (np.arange(len(population.names)) % 4).tolist(), strict=True))
     reports = world_planner(world, population, 1.0, 1, 3)(24).reports
     shares = np.bincount([labels[name] for name in reports]) / len(reports)
     assert shares == pytest.approx([0.25] * 4, abs=0.03)
 
 
 def test_clients_without_labels_come_at_any_hour() -> None:
-    population = replace(_population(10_000), labels=np.full(10_000, -1), classes=0)
+    population = replace(_population(10_000), labels=None, classes=0)
     world = World(availability=Availability(share=0.2))
     plan = world_planner(world, population, 1.0, 1, 0)
     for number in (1, 9, 17):

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tff_sim.world.description import FAULTS, Availability, Faults, Stragglers, World
-from tff_sim.world.planner import Population, world_planner
+from tff_sim.world.planner import ClientTraits, world_planner
 
-__all__ = ["FAULTS", "Availability", "Faults", "Population", "Stragglers", "World", "world_planner"]
+__all__ = ["FAULTS", "Availability", "ClientTraits", "Faults", "Stragglers", "World", "world_planner"]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tff_sim.plan import Planner, RoundPlan, cohort_size
+from tff_sim.population import Population
 from tff_sim.world.description import Faults, World
 
 # What a generator is for. The first, 0, is `tff_sim.plan.random_cohorts`'s: the selection.
@@ -22,23 +23,30 @@ _ALWAYS = 0  # no round: what a client has for good
 
 
 @dataclass(frozen=True)
-class Population:
+class ClientTraits:
     """What the world knows of the clients; arrays, for there may be very many of them.
 
     Attributes:
         names: K of them.
         sizes: int [K], examples of each.
-        labels: int [K], the label that most of a client's examples have; −1 where there is none.
+        labels: int [K], the label that most of a client's examples have; None where labels are not classes.
         classes: how many labels there are.
     """
 
     names: Sequence[str]
     sizes: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    classes: int
+    labels: npt.NDArray[np.int64] | None
+    classes: int = 0
+
+    @classmethod
+    def of(cls, population: Population) -> ClientTraits:
+        """Those of a population."""
+        counts = population.label_counts
+        labels, classes = (None, 0) if counts is None else (counts.argmax(axis=1), counts.shape[1])
+        return cls(population.names, population.sizes, labels, classes)
 
 
-def world_planner(world: World, population: Population, fraction: float, epochs: int, seed: int) -> Planner:
+def world_planner(world: World, clients: ClientTraits, fraction: float, epochs: int, seed: int) -> Planner:
     """Plans of rounds in this world.
 
     A round's goal are m = max(C·K, 1) reports. Clients are drawn from those available, `over_selection`·m of them; of
@@ -49,17 +57,17 @@ def world_planner(world: World, population: Population, fraction: float, epochs:
 
     Args:
         world: what may happen.
-        population: K clients.
+        clients: K of them.
         fraction: C; 0 is one client.
         epochs: E, for the time that a client needs.
         seed: of all that is random.
     """
-    count, goal = len(population.names), cohort_size(len(population.names), fraction)
+    count, goal = len(clients.names), cohort_size(len(clients.names), fraction)
     wanted = math.ceil(world.over_selection * goal - 1e-9)
-    peaks = _peaks(world, population, seed)
+    peaks = _peaks(world, clients, seed)
     stragglers = world.stragglers
     device_factor = np.exp(stragglers.device_spread * _generator(seed, _ALWAYS, _DEVICE).standard_normal(count))
-    seconds = stragglers.seconds_per_example * epochs * population.sizes * device_factor
+    seconds = stragglers.seconds_per_example * epochs * clients.sizes * device_factor
     malicious = np.zeros(count, bool)
     malicious[_generator(seed, _ALWAYS, _MALICE).permutation(count)[: round(world.faults.malicious * count)]] = True
 
@@ -78,7 +86,7 @@ def world_planner(world: World, population: Population, fraction: float, epochs:
         corrupt = _generator(seed, number, _CORRUPTION).random(len(counted)) < world.faults.corrupt
         factors = _factors(world.faults, malicious[counted], corrupt)
         return RoundPlan(
-            {population.names[client]: factor for client, factor in zip(counted.tolist(), factors, strict=True)},
+            {clients.names[client]: factor for client, factor in zip(counted.tolist(), factors, strict=True)},
             {
                 "available": len(available),
                 "selected": len(selected),
@@ -97,13 +105,14 @@ def _generator(seed: int, number: int, purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
-def _peaks(world: World, population: Population, seed: int) -> npt.NDArray[np.float64]:
+def _peaks(world: World, clients: ClientTraits, seed: int) -> npt.NDArray[np.float64]:
     """The hour at which each client is most likely there; of no label: any hour."""
     rng = _generator(seed, _ALWAYS, _PEAK)
-    count, availability = len(population.names), world.availability
-    hours = availability.label_hours * population.labels / max(population.classes, 1)
+    count, availability = len(clients.names), world.availability
+    if clients.labels is None:
+        return 24 * rng.random(count)
     noise = availability.noise_hours * rng.standard_normal(count)
-    peaks: npt.NDArray[np.float64] = np.where(population.labels < 0, 24 * rng.random(count), hours + noise) % 24
+    peaks: npt.NDArray[np.float64] = (availability.label_hours * clients.labels / clients.classes + noise) % 24
     return peaks
 
 
