@@ -57,7 +57,7 @@ class RoundMetrics:
     def of_cells(cls, cells: Sequence[Any]) -> RoundMetrics:
         """The row with these `cells`."""
         measured, counts = cells[: len(_MEASURED)], cells[len(_MEASURED) :]
-        return cls(*measured, dict(zip(COUNTS, counts, strict=True)))
+        return cls(*measured, counts=dict(zip(COUNTS, counts, strict=True)))
 
 
 _MEASURED = [column.name for column in fields(RoundMetrics) if column.name != "counts"]

@@ -1,10 +1,10 @@
 """A program that runs an experiment in processes that are killed at chosen instants, and go on.
 
-    python -m tests.tff_sim.killed_runs EXPERIMENT.toml OUT INSTANT…
+    python -m tests.tff_sim.killed_runs EXPERIMENT.toml KILLED WHOLE INSTANT…
 
 An instant is ``fsync:N`` or ``replace:N``: SIGKILL comes in the place of the N-th call of it, so with a file half made
 or not yet renamed; ``metrics:N``: right after row N of metrics.csv; or ``round:N``: while the worker computes round N.
-At last a process runs to the end. They are forks of one process that has loaded TensorFlow, which takes most of a
+At last a process runs to the end, in the folder KILLED; another runs without being killed, in WHOLE. They are forks of one process that has loaded TensorFlow, which takes most of a
 start, and has not used it.
 """
 
@@ -70,11 +70,11 @@ def _arm(instant: str) -> Callable[[Any], None]:
     return lambda row: None
 
 
-def main(experiment: Path, out: Path, instants: list[str]) -> int:
+def main(experiment: Path, killed: Path, whole: Path, instants: list[str]) -> int:
     from tff_sim.experiment_file import load_experiment
     from tff_sim.runner import run_experiment
 
-    for instant in [*instants, ""]:
+    for out, instant in [*((killed, instant) for instant in instants), (killed, ""), (whole, "")]:
         child = os.fork()
         if child == 0:
             progress = _arm(instant) if instant else lambda row: None
@@ -92,4 +92,4 @@ if __name__ == "__main__":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow_federated  # noqa: F401
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(*map(Path, sys.argv[1:4]), sys.argv[4:]))

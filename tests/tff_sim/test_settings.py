@@ -12,8 +12,11 @@ from cli.experiment_options import SECTIONS
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
 from models.optimizers import ClientOptimizer
-from tff_sim.experiment import Data, Experiment
+from tff_sim.algorithm import Algorithm, ServerOptimizer
+from tff_sim.data_settings import Data
+from tff_sim.experiment import Experiment
 from tff_sim.experiment_file import dump_experiment, experiment_tables, load_experiment
+from tff_sim.schedules import Schedule
 from tff_sim.settings import differences, flat, nested
 from tff_sim.world import Availability, Faults, Stragglers, World
 
@@ -31,6 +34,12 @@ EXPERIMENTS = st.builds(
         seed=st.integers(0, 2**53 - 1),
     ),
     optimizer=st.builds(ClientOptimizer, clip_norm=st.none() | st.floats(0.1, 10)),
+    schedule=st.sampled_from([Schedule(), Schedule("step", decay_rounds=7), Schedule("cosine", rounds=50, warmup=3)]),
+    algorithm=st.builds(
+        Algorithm,
+        optimizer=st.sampled_from([ServerOptimizer(), ServerOptimizer("fedyogi", learning_rate=0.1, tau=1e-4)]),
+        clip_norm=st.none() | st.floats(0.1, 10),
+    ),
     world=st.builds(
         World,
         drop_out=st.floats(0, 1),
@@ -89,6 +98,8 @@ def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> Non
         ("[data]\ndata_dir = 3", "data.data_dir should be a path, or 'none', not 3"),
         ("[world]\ndrop_out = 2", "[world] drop_out should be from 0 to 1, not 2.0"),
         ("[world.faults]\ncorrupt = 2", "[world.faults] corrupt should be from 0 to 1, not 2.0"),
+        ("[algorithm.optimizer]\nbeta_1 = 2", "[algorithm.optimizer] --server-beta1"),
+        ("[schedule]\nname = 'x'", "[schedule] --lr-schedule should be one of constant, "),
         ("rounds = ", "not a TOML file: "),
     ],
 )
@@ -118,6 +129,14 @@ def test_each_option_is_a_key_of_the_file_with_the_default_that_its_help_shows()
         value = {"work.batch_size": "all"}.get(setting.key, setting.default)
         if value is not None:
             load_experiment(None, nested({setting.key: value}))
+
+
+def test_a_cosine_ends_with_the_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("rounds = 40\n[schedule]\nname = 'cosine'")
+    assert load_experiment(path, {}).schedule.rounds == 40
+    assert load_experiment(path, {"rounds": 50}).schedule.rounds == 40
+    assert load_experiment(None, {"rounds": 50, "schedule": {"name": "cosine"}}).schedule.rounds == 50
 
 
 def test_differences_are_told_by_key() -> None:

@@ -112,7 +112,8 @@ def _peaks(world: World, clients: ClientTraits, seed: int) -> npt.NDArray[np.flo
     if clients.labels is None:
         return 24 * rng.random(count)
     noise = availability.noise_hours * rng.standard_normal(count)
-    peaks: npt.NDArray[np.float64] = (availability.label_hours * clients.labels / clients.classes + noise) % 24
+    hours = clients.labels.astype(np.float64) * (availability.label_hours / clients.classes)
+    peaks: npt.NDArray[np.float64] = (hours + noise) % 24
     return peaks
 
 
