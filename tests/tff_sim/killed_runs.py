@@ -4,8 +4,9 @@
 
 An instant is ``fsync:N`` or ``replace:N``: SIGKILL comes in the place of the N-th call of it, so with a file half made
 or not yet renamed; ``metrics:N``: right after row N of metrics.csv; or ``round:N``: while the worker computes round N.
-At last a process runs to the end, in the folder KILLED; another runs without being killed, in WHOLE. They are forks of one process that has loaded TensorFlow, which takes most of a
-start, and has not used it.
+At last a process runs to the end, in the folder KILLED; another runs without being killed, in WHOLE.
+
+They are forks of one process that has loaded TensorFlow, which takes most of a start, and has not used it.
 """
 
 from __future__ import annotations
