@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cli.data_options import CHANGES, WHO_HAS_WHAT
 from cli.options import MODEL_HELP, OPTIMIZER_NAMES, BatchSize
+from cli.settings import Setting, given, setting_options
 
 if TYPE_CHECKING:
     from tff_sim.experiment import Experiment
@@ -18,12 +19,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
 # Help loads no NumPy, and the modules with these names do: so they stand here once more, and a test compares.
-DATASET_NAMES = (
-    *("digits", "mnist", "fashion-mnist", "kmnist"),
-    *("emnist-balanced", "emnist-byclass", "emnist-bymerge", "emnist-digits", "emnist-letters", "emnist-mnist"),
-    *("cifar10", "shakespeare", "leaf", "npz", "packed"),
-)
-PARTITION_NAMES = ("iid", "shards", "dirichlet", "log-normal", "power-law", "natural")
 SCHEDULES = ("constant", "exponential", "step", "cosine")
 SERVER_OPTIMIZERS = ("sgd", "momentum", "fedadagrad", "fedadam", "fedyogi")
 AGGREGATORS = ("mean", "median", "trimmed_mean")
@@ -38,44 +33,6 @@ class _WrittenBatchSize(BatchSize):
         return super().convert(value, param, ctx) or "all"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One option.
-
-    Attributes:
-        flag: as it is typed.
-        key: in experiment.toml, with its tables: ``work.epochs``.
-        type: of the value; click's.
-        default: as the help shows it. The experiment's own is what counts, but loading it takes seconds; a test
-            compares. None is no value.
-        help: a line.
-    """
-
-    flag: str
-    key: str
-    type: Any
-    default: Any
-    help: str
-
-
-_POPULATION = (
-    Setting("--dataset", "data.dataset", str, "digits", ", ".join(DATASET_NAMES) + "."),
-    Setting("--data-dir", "data.data_dir", _PATH, None, "Folder with the data set's files."),
-    Setting(
-        "--partition", "data.partition", str, None,
-        f"{', '.join(PARTITION_NAMES)}; by default natural where the data has natural clients, else iid.",
-    ),
-    Setting("--clients", "data.clients", int, None, "K; by default as many as there are natural clients, or 100."),
-    Setting("--shards-per-client", "data.shards_per_client", int, None, "Of shards: a client's; by default 2."),
-    Setting("--alpha", "data.alpha", float, None, "Of dirichlet: small is far from IID; by default 0.5."),
-    Setting("--sigma", "data.sigma", float, None, "Of log-normal: of the logarithm of sizes; by default 1."),
-    Setting("--exponent", "data.exponent", float, None, "Of power-law: how fast sizes fall; by default 1."),
-    Setting("--partition-file", "data.partition_file", _PATH, None, "One that 'pocketfed data partition' made."),
-    Setting("--present", "data.present", float, None, "Share of a client's examples that exist in round 1."),
-    Setting("--added", "data.added", float, None, "Probability of a missing example to be added in a round."),
-    Setting("--deleted", "data.deleted", float, None, "Probability of an example to be deleted in a round."),
-    Setting("--augment", "data.augment", bool, False, "Of cifar10: random crops, anew for each client and round."),
-)  # fmt: skip
 _TRAINING = (
     Setting("--model", "model", str, "digits_mlp", MODEL_HELP),
     Setting("--fraction", "fraction", float, 0.1, "C, the share of clients in a round; 0 is one."),
@@ -126,7 +83,8 @@ _WORLD = (
     Setting("--malicious-kind", "world.faults.malicious_kind", click.Choice(FAULTS), "sign-flipped", "What they send."),
     Setting("--fault-scale", "world.faults.scale", float, 10.0, "Factor of a scaled update."),
 )
-SECTIONS = {"Data": _POPULATION, "Training": _TRAINING, "The server": _SERVER, "The world": _WORLD}
+SECTIONS = {"Data": (*WHO_HAS_WHAT, *CHANGES), "Training": _TRAINING, "The server": _SERVER, "The world": _WORLD}
+ALL = tuple(setting for settings in SECTIONS.values() for setting in settings)
 
 
 class SectionedCommand(click.Command):
@@ -135,31 +93,18 @@ class SectionedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
         for title, settings in SECTIONS.items():
-            rows = [records.pop(parameter_name(setting)) for setting in settings]
+            rows = [records.pop(setting.parameter) for setting in settings]
             with formatter.section(title):
                 formatter.write_dl([row for row in rows if row])
         with formatter.section("Run"):
             formatter.write_dl([row for row in records.values() if row])
 
 
-def parameter_name(setting: Setting) -> str:
-    """Its parameter's: the key, as a word of Python."""
-    return setting.key.replace(".", "__")
-
-
 def experiment_options(function: _Function) -> _Function:
-    """All settings, and --config; the command gets `config` and the settings that were given, see `experiment_of`."""
-    for settings in reversed(SECTIONS.values()):
-        for setting in reversed(settings):
-            flag = setting.type is bool
-            shown = "" if setting.default is None or flag else f"  [default: {setting.default}]"
-            function = click.option(
-                setting.flag, parameter_name(setting), type=setting.type, is_flag=flag, default=None,
-                help=setting.help + shown,
-            )(function)  # fmt: skip
+    """All settings, and --config; the command gets `config` and the settings' parameters, see `experiment_of`."""
     return click.option(
         "--config", type=_PATH, help="experiment.toml to start from; what is given besides takes its values' place."
-    )(function)
+    )(setting_options(ALL)(function))
 
 
 def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experiment:
@@ -175,5 +120,4 @@ def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experimen
     from tff_sim.experiment_file import load_experiment
     from tff_sim.settings import nested
 
-    given = {name.replace("__", "."): value for name, value in settings.items() if value is not None}
-    return load_experiment(config, nested(given))
+    return load_experiment(config, nested(given(ALL, dict(settings))))

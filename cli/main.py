@@ -12,6 +12,7 @@ import click
 
 from cli.bench import bench
 from cli.bundles import inspect, parity
+from cli.data import data
 from cli.demo import demo
 from cli.export import export
 from cli.flash import flash
@@ -39,7 +40,7 @@ def app() -> None:
     """
 
 
-for command in (demo, simulate, worker, export, parity, inspect, keygen, sign, verify, flash, serve, bench):
+for command in (demo, data, simulate, worker, export, parity, inspect, keygen, sign, verify, flash, serve, bench):
     app.add_command(command)
 
 

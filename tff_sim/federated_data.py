@@ -37,7 +37,7 @@ class DataSpec:
 
     dataset: str = "digits"
     data_dir: Path | None = None
-    scheme: Scheme | None = Iid()
+    scheme: Scheme | None = None
     clients: int | None = None
     partition_file: Path | None = None
     growth: Growth | None = None
@@ -86,13 +86,13 @@ def make_population(spec: DataSpec) -> FederatedData:
 
 
 def make_partition(spec: DataSpec) -> tuple[Dataset, Partition]:
-    """The data set and the partition of it that are said; the images of ``cifar10`` raw where they are augmented.
+    """The data set, and the partition of it that is said.
 
     Raises:
         DatasetError, InputError: as `make_population`.
     """
     if spec.dataset == PACKED:
-        raise InputError(f"data set {PACKED!r} has its clients already: leave out 'partition'")
+        raise InputError(f"data set {PACKED!r} has its clients already: there is nothing to deal")
     if spec.augment and spec.dataset != "cifar10":
         raise InputError(f"--augment is for data set 'cifar10', not {spec.dataset!r}: leave it out")
     data = datasets.load(spec.dataset, spec.data_dir)  # also where it is augmented: identities are of what models take

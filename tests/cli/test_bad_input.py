@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from cli.data_options import DATASET_NAMES, PARTITION_NAMES
 from cli.main import app, main
 from cli.options import MODEL_NAMES, BatchSize
 from device_runtime.bundle import Bundle
@@ -18,6 +19,7 @@ from device_runtime.bundle import Bundle
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
 KNOWN_MODELS = f"known models: {', '.join(MODEL_NAMES)}"
+UNKNOWN_DATASET = f"unknown data set 'cifar'; known data sets: {', '.join(DATASET_NAMES[:-1])}"
 
 
 def _line(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -40,8 +42,8 @@ needs_tff = pytest.mark.skipif(
     ("arguments", "message"),
     [
         (["--model", "resnet"], f"unknown model 'resnet'; {KNOWN_MODELS}"),
-        (["--dataset", "cifar"], "unknown data set 'cifar'; known data sets: digits, mnist"),
-        (["--partition", "dirichlet"], "unknown partition 'dirichlet'; known partitions: iid, shards"),
+        (["--dataset", "cifar"], UNKNOWN_DATASET),
+        (["--partition", "by-hand"], f"unknown partition 'by-hand'; known partitions: {', '.join(PARTITION_NAMES)}"),
         (["--clients", "0"], "can't deal 1437 examples to 0 clients by 'iid': change --clients"),
         (["--clients", "2000"], "can't deal 1437 examples to 2000 clients by 'iid': change --clients"),
         (

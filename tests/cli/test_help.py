@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cli.data_options import DATASET_NAMES, PARTITION_NAMES
 from cli.main import app, main
 from cli.options import MODEL_NAMES
 from device_runtime import __version__
@@ -24,7 +25,7 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "flash", "serve", "bench"],
+    ["demo", "data", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "flash", "serve", "bench"],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command in app.commands
@@ -54,6 +55,19 @@ def test_help_loads_nothing_heavy() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize("command", ["info", "partition", "export"])
+def test_help_names_all_data_sets_and_partitions(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from tff_sim import datasets
+    from tff_sim.federated_data import PACKED
+    from tff_sim.partition import SCHEMES
+
+    assert (*datasets.NAMES, PACKED) == DATASET_NAMES
+    assert tuple(SCHEMES) == PARTITION_NAMES
+    assert main(["data", command, "--help"]) == 0
+    words = set(capsys.readouterr().out.replace(",", " ").replace(".", " ").replace(";", " ").split())
+    assert words >= {*DATASET_NAMES, *PARTITION_NAMES}
 
 
 @pytest.mark.filterwarnings("ignore")  # importing TensorFlow 2.14 gives warnings of its dependencies

@@ -112,7 +112,10 @@ def test_a_folder_that_is_not_given_is_asked_for() -> None:
 def test_an_unknown_data_set_is_named_and_the_known_ones_listed() -> None:
     with pytest.raises(DatasetError) as caught:
         datasets.load("cifar")
-    assert str(caught.value) == "unknown data set 'cifar'; known data sets: digits, mnist"
+    assert str(caught.value) == (
+        "unknown data set 'cifar'; known data sets: digits, mnist, fashion-mnist, kmnist, emnist-balanced,"
+        " emnist-byclass, emnist-bymerge, emnist-digits, emnist-letters, emnist-mnist, cifar10, shakespeare, leaf, npz"
+    )
 
 
 def test_a_truncated_file_is_named_with_both_sizes(folder: Path) -> None:
@@ -203,6 +206,41 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         read_idx(path, 1)
     assert str(caught.value) == f"{path}: can't read it: No such file or directory"
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+def test_kin_with_mnist_s_file_names_are_read_by_their_own_name(folder: Path, name: str) -> None:
+    data = datasets.load(name, folder)
+    assert data.name == name
+    np.testing.assert_array_equal(data.train.x, datasets.load("mnist", folder).train.x)
+
+
+def test_emnist_s_images_are_put_upright_and_its_labels_begin_with_0(tmp_path: Path) -> None:
+    for part, labels in (("train", [1, 26, 13]), ("test", [2, 3])):
+        (tmp_path / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(_idx(_images(len(labels))))
+        (tmp_path / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(_idx(np.array(labels)))
+    data = datasets.load("emnist-letters", tmp_path)
+    assert data.train.y.tolist() == [0, 25, 12]
+    assert data.test.y.tolist() == [1, 2]
+    np.testing.assert_allclose(data.train.x[..., 0], _images(3).transpose(0, 2, 1) / 255, rtol=1e-6)
+
+
+def test_a_label_below_the_first_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "emnist-letters-train-images-idx3-ubyte").write_bytes(_idx(_images(2)))
+    path = tmp_path / "emnist-letters-train-labels-idx1-ubyte"
+    path.write_bytes(_idx(np.array([1, 0])))
+    with pytest.raises(DatasetError) as caught:
+        datasets.load("emnist-letters", tmp_path)
+    assert str(caught.value) == f"{path}: a label is 0; expected 1 to 26"
+
+
+def test_a_missing_file_of_emnist_is_asked_for_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        datasets.load("emnist-digits", tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'emnist-digits-train-images-idx3-ubyte'}: no such file, nor with .gz; --data-dir should hold the"
+        " four EMNIST digits files"
+    )
 
 
 @pytest.mark.data

@@ -26,6 +26,8 @@ from tff_sim.errors import DatasetError
 _npy: Any = np.lib.format
 
 FORMAT = 1
+TEXT = "S"
+"""The dtype of bytes of any width."""
 DESCRIPTION = "population.json"
 EXPECTED = "a population that 'pocketfed data export --packed' or tff_sim.population.write_population wrote"
 
@@ -134,10 +136,12 @@ class StoredArray:
             raise DatasetError(f"{path}: no such file; expected {EXPECTED}") from None
         except (OSError, ValueError, KeyError):
             raise DatasetError(f"{path}: it can't be read, or is no .npy file; expected {EXPECTED}") from None
-        if fortran or found_dtype != np.dtype(dtype) or found_shape != shape:
+        wanted = np.dtype(dtype)
+        fits = found_dtype == wanted or (dtype == TEXT and found_dtype.kind == wanted.kind and found_dtype.itemsize)
+        if fortran or not fits or found_shape != shape:
             raise DatasetError(
                 f"{path}: {found_dtype}[{', '.join(map(str, found_shape))}]; by {DESCRIPTION} it should be"
-                f" {np.dtype(dtype)}[{', '.join(map(str, shape))}]"
+                f" {wanted}[{', '.join(map(str, shape))}]"
             )
         array = cls(path, found_dtype, shape, start)
         if size != start + shape[0] * array.row_bytes:

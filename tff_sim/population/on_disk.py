@@ -18,7 +18,7 @@ from tff_sim.client_names import ClientNames, ListedNames
 from tff_sim.errors import DatasetError
 from tff_sim.label_counts import Counts, count_labels
 from tff_sim.population.base import Population
-from tff_sim.population.format import DESCRIPTION, EXPECTED, ArrayWriter, Description, StoredArray
+from tff_sim.population.format import DESCRIPTION, EXPECTED, TEXT, ArrayWriter, Description, StoredArray
 
 _INT64 = "int64"
 
@@ -46,7 +46,7 @@ class StoredPopulation(Population):
         order = _whole(folder / "order.npy", _INT64, about.clients)
         if (np.bincount(np.clip(order, 0, about.clients), minlength=about.clients)[: about.clients] != 1).any():
             raise DatasetError(f"{folder / 'order.npy'}: not each client's number once; expected {EXPECTED}")
-        self._names = ListedNames(_names(folder / "names.npy", about.clients), order)
+        self._names = ListedNames(_whole(folder / "names.npy", TEXT, about.clients), order)
         if (fault := self._names.fault()) is not None:
             raise DatasetError(f"{folder / 'names.npy'}: {fault}; expected {EXPECTED}")
         self._label_counts = None
@@ -175,11 +175,3 @@ def _require_like(client: str, examples: Examples, model: Examples) -> None:
 
 def _whole(path: Path, dtype: str, count: int) -> npt.NDArray[Any]:
     return StoredArray.open(path, dtype, (count,)).rows(0, count)
-
-
-def _names(path: Path, count: int) -> npt.NDArray[np.bytes_]:
-    try:
-        width = np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize
-    except (OSError, ValueError):
-        width = 1  # what is wrong with the file is found and said where it is opened
-    return _whole(path, f"S{width}", count)
