@@ -13,7 +13,14 @@ import pytest
 # its dependencies use what others of its dependencies have deprecated since.
 collect_ignore: list[str] = []
 if importlib.util.find_spec("tensorflow_federated") is None:
-    collect_ignore = ["test_cohorts.py", "test_experiment.py", "test_fed_avg.py", "test_worker.py"]
+    collect_ignore = [
+        "test_cohorts.py",
+        "test_experiment.py",
+        "test_fed_avg.py",
+        "test_worker.py",
+        "test_workers.py",
+        "test_enclosure.py",
+    ]
 else:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
