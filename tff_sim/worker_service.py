@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -53,5 +54,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        reason = error.strerror or str(error)
+        known = isinstance(error, socket.gaierror)
+        reason = error.strerror if known else os.strerror(error.errno or 0)  # without what Python adds to it
         raise InputError(f"can't listen on {Address(host, port)}: {reason}; choose another --port or --bind") from error
