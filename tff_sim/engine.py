@@ -70,15 +70,16 @@ class ProcessEngine:
 
     def __init__(self, process: Any) -> None:
         self._process = process
+        self._next = process.next
 
     def initialize(self) -> Any:
         return self._process.initialize()
 
     def round(self, state: Any, work: ClientWork, tasks: Sequence[ClientTask]) -> EngineRound:
-        data = [client_dataset(task.examples, work, task.seed, task.factor) for task in tasks]
-        output = self._process.next(state, data)
+        output = self._next(state, self._data(work, tasks))
         measured = output.metrics["aggregator"]
-        weights = self._process.get_model_weights(output.state).trainable
+        # As `get_model_weights` has them, but for a call of the worker.
+        weights = output.state.global_model_weights.trainable
         return EngineRound(
             state=output.state,
             weights=tuple(np.asarray(value) for value in weights),
@@ -87,6 +88,10 @@ class ProcessEngine:
             examples=int(measured["examples"]),
             counts=server_counts(output.metrics),
         )
+
+    def _data(self, work: ClientWork, tasks: Sequence[ClientTask]) -> list[Any]:
+        """What `_next` takes from each client."""
+        return [client_dataset(task.examples, work, task.seed, task.factor) for task in tasks]
 
 
 def server_counts(metrics: Mapping[str, Any]) -> dict[str, int]:
