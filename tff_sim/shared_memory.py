@@ -28,6 +28,12 @@ class SharedMemory:
         self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         weakref.finalize(self, os.close, self._descriptor)
 
+    def resize(self, size: int) -> None:
+        """Make it so many bytes long; new ones are zero."""
+        if size != self._size:
+            os.ftruncate(self._descriptor, size)
+            self._size = size
+
     def write(self, arrays: Iterable[npt.NDArray[Any]]) -> None:
         """Replace the content: the arrays' bytes, one after the other.
 
@@ -39,6 +45,5 @@ class SharedMemory:
             while rest:
                 written = os.pwrite(self._descriptor, rest, end)
                 rest, end = rest[written:], end + written
-        if end != self._size:
-            os.ftruncate(self._descriptor, end)
-            self._size = end
+        self._size = max(self._size, end)
+        self.resize(end)
