@@ -36,10 +36,15 @@ def client_data_type(spec: ModelSpec) -> Any:
 
 
 def client_dataset(examples: Examples, work: ClientWork, seed: int, factor: float = 1.0) -> tf.data.Dataset:
-    """One client's data in one round, as an argument for `LearningProcess.next`.
+    """One client's data in one round, as an argument for `LearningProcess.next`: a data set of one `client_element`."""
+    return tf.data.Dataset.from_tensors(client_element(examples, work, seed, factor))
 
-    Its one element holds x [n, …], y [n, …], order int32 [E, n], seeds int32 [E·n] and the scalars learning_rate and
-    factor, float32, and seed, int64.
+
+def client_element(examples: Examples, work: ClientWork, seed: int, factor: float = 1.0) -> dict[str, Any]:
+    """What is told to one client in one round, and its examples.
+
+    It holds x [n, …], y [n, …], order int32 [E, n], seeds int32 [E·n] and the scalars learning_rate and factor,
+    float32, and seed, int64; an `OrderedDict`, since TFF wants one.
 
     Args:
         examples: n ≥ 1 local examples.
@@ -54,7 +59,7 @@ def client_dataset(examples: Examples, work: ClientWork, seed: int, factor: floa
         raise InputError("a client without examples can't take part in a round; leave it out of the cohort")
     order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(work.epochs)]).astype(np.int32)
     seeds = step_seeds(seed, order.size)  # enough for any batch size: a step has at least one example
-    element = collections.OrderedDict(
+    return collections.OrderedDict(
         x=examples.x,
         y=examples.y,
         order=order,
@@ -63,4 +68,3 @@ def client_dataset(examples: Examples, work: ClientWork, seed: int, factor: floa
         factor=np.float32(factor),
         seed=np.int64(seed),
     )
-    return tf.data.Dataset.from_tensors(element)

@@ -74,13 +74,13 @@ class ProcessEngine:
 
     def __init__(self, process: Any) -> None:
         self._process = process
+        self._next = process.next
 
     def initialize(self) -> Any:
         return self._process.initialize()
 
     def round(self, state: Any, work: ClientWork, tasks: Sequence[ClientTask]) -> EngineRound:
-        data = [client_dataset(task.examples, work, task.seed, task.factor) for task in tasks]
-        output = self._process.next(state, data)
+        output = self._next(state, self._data(work, tasks))
         measured = output.metrics["aggregator"]
         return EngineRound(
             state=output.state,
@@ -92,7 +92,12 @@ class ProcessEngine:
         )
 
     def weights(self, state: Any) -> Weights:
-        return tuple(np.asarray(value) for value in self._process.get_model_weights(state).trainable)
+        # As the process's `get_model_weights` has them, but for a call of the worker.
+        return tuple(np.asarray(value) for value in state.global_model_weights.trainable)
+
+    def _data(self, work: ClientWork, tasks: Sequence[ClientTask]) -> list[Any]:
+        """What `_next` takes from each client."""
+        return [client_dataset(task.examples, work, task.seed, task.factor) for task in tasks]
 
 
 def server_counts(metrics: Mapping[str, Any]) -> dict[str, int]:

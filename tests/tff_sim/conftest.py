@@ -25,6 +25,7 @@ if importlib.util.find_spec("tensorflow_federated") is None:
         "test_fed_avg.py",
         "test_resume.py",
         "test_server_optimizer.py",
+        "test_shared_engine.py",
         "test_worker.py",
         "test_workers.py",
     ]
