@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ from cli.options import MODEL_HELP, OPTIMIZER_NAMES, BatchSize
 from cli.settings import Setting, given, setting_options
 
 if TYPE_CHECKING:
+    from models import ModelSpec
     from tff_sim.experiment import Experiment
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -23,6 +24,8 @@ SCHEDULES = ("constant", "exponential", "step", "cosine")
 SERVER_OPTIMIZERS = ("sgd", "momentum", "fedadagrad", "fedadam", "fedyogi")
 AGGREGATORS = ("mean", "median", "trimmed_mean")
 WEIGHTINGS = ("examples", "uniform")
+CODECS = ("f32", "f16", "q8", "q4", "q2", "q1")
+ENGINES = ("tff", "device")
 FAULTS = ("nan", "scaled", "sign-flipped")
 
 
@@ -51,6 +54,8 @@ _TRAINING = (
     Setting("--optimizer", "optimizer.name", click.Choice(OPTIMIZER_NAMES), "sgd", "Of the clients."),
     Setting("--momentum", "optimizer.momentum", float, 0.9, "Of the optimizer momentum."),
     Setting("--clip-norm", "optimizer.clip_norm", float, None, "Largest global norm of a gradient."),
+    Setting("--codec", "work.codec", click.Choice(CODECS), "f32", "Of the updates, as a device sends them."),
+    Setting("--engine", "engine", click.Choice(ENGINES), "tff", "device: clients run the exported artifact."),
 )
 _SERVER = (
     Setting("--server-optimizer", "algorithm.optimizer.name", click.Choice(SERVER_OPTIMIZERS), "sgd", "Of the server."),
@@ -93,18 +98,23 @@ class SectionedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
         for title, settings in SECTIONS.items():
-            rows = [records.pop(setting.parameter) for setting in settings]
+            rows = [records.pop(setting.parameter, None) for setting in settings]
             with formatter.section(title):
                 formatter.write_dl([row for row in rows if row])
         with formatter.section("Run"):
             formatter.write_dl([row for row in records.values() if row])
 
 
-def experiment_options(function: _Function) -> _Function:
-    """All settings, and --config; the command gets `config` and the settings' parameters, see `experiment_of`."""
-    return click.option(
-        "--config", type=_PATH, help="experiment.toml to start from; what is given besides takes its values' place."
-    )(setting_options(ALL)(function))
+def experiment_options(without: Iterable[str] = ()) -> Callable[[_Function], _Function]:
+    """All settings but some, and --config; the command gets `config` and the settings' parameters: `experiment_of`."""
+    excluded = set(without)
+
+    def decorate(function: _Function) -> _Function:
+        return click.option(
+            "--config", type=_PATH, help="experiment.toml to start from; what is given besides takes its values' place."
+        )(setting_options(setting for setting in ALL if setting.flag not in excluded)(function))
+
+    return decorate
 
 
 def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experiment:
@@ -121,3 +131,10 @@ def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experimen
     from tff_sim.settings import nested
 
     return load_experiment(config, nested(given(ALL, dict(settings))))
+
+
+def export_for_engine(spec: ModelSpec, folder: Path, seed: int) -> Path:
+    """Export a model for ``--engine device``; the bundle's path."""
+    from export.bundle_writer import export_bundle
+
+    return export_bundle(spec, folder, seed=seed).path

@@ -54,4 +54,4 @@ def setting_options(settings: Iterable[Setting]) -> Callable[[_Function], _Funct
 
 def given(settings: Iterable[Setting], values: dict[str, Any]) -> dict[str, Any]:
     """Key → value of those that were given."""
-    return {s.key: values[s.parameter] for s in settings if values[s.parameter] is not None}
+    return {s.key: values[s.parameter] for s in settings if values.get(s.parameter) is not None}

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from cli.experiment_options import SectionedCommand, experiment_of, experiment_options
+from cli.experiment_options import SectionedCommand, experiment_of, experiment_options, export_for_engine
 from cli.options import JSON, print_json
 from cli.worker_options import chosen_workers, worker_options
 
 
 @click.command(cls=SectionedCommand, short_help="Simulate Federated Averaging.")
-@experiment_options
+@experiment_options()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Results.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, to the bit; begin where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out, also one that was broken off.")
@@ -60,6 +60,7 @@ def simulate(
             resume=resume,
             overwrite=overwrite,
             workers=remote,
+            make_bundle=export_for_engine,
         )
     if as_json:
         print_json(summary)

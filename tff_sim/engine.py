@@ -54,7 +54,7 @@ class EngineRound:
 
 
 class Engine(Protocol):
-    """Carries out rounds; whatever goes from one to the next is in the state."""
+    """Carries out rounds; whatever goes from one to the next is in the state, a `LearningAlgorithmState` of TFF."""
 
     def initialize(self) -> Any:
         """The server's state before the first round: a structure of numpy arrays."""
@@ -62,10 +62,6 @@ class Engine(Protocol):
 
     def round(self, state: Any, work: ClientWork, tasks: Sequence[ClientTask]) -> EngineRound:
         """One round: of these clients, at least one, with this work."""
-        ...
-
-    def weights(self, state: Any) -> Weights:
-        """The global weights in a state, float32."""
         ...
 
 
@@ -84,20 +80,21 @@ class ProcessEngine:
         measured = output.metrics["aggregator"]
         return EngineRound(
             state=output.state,
-            weights=self.weights(output.state),
+            weights=global_weights(output.state),
             train_loss=float(output.metrics["client_work"]["loss"]),
             clients=int(measured["clients"]),
             examples=int(measured["examples"]),
             counts=server_counts(output.metrics),
         )
 
-    def weights(self, state: Any) -> Weights:
-        # As the process's `get_model_weights` has them, but for a call of the worker.
-        return tuple(np.asarray(value) for value in state.global_model_weights.trainable)
-
     def _data(self, work: ClientWork, tasks: Sequence[ClientTask]) -> list[Any]:
         """What `_next` takes from each client."""
         return [client_dataset(task.examples, work, task.seed, task.factor) for task in tasks]
+
+
+def global_weights(state: Any) -> Weights:
+    """The global weights in a state, float32: as a process's `get_model_weights` has them, without a call of TFF's."""
+    return tuple(np.asarray(value) for value in state.global_model_weights.trainable)
 
 
 def server_counts(metrics: Mapping[str, Any]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from device_runtime.codec import CODECS
 from device_runtime.work import ClientWork
 from models.optimizers import PLAIN_SGD, ClientOptimizer
 from tff_sim.algorithm import FED_AVG, Algorithm
@@ -11,6 +12,8 @@ from tff_sim.data_settings import Data
 from tff_sim.schedules import CONSTANT, Schedule
 from tff_sim.settings import SettingError
 from tff_sim.world import World
+
+ENGINES = ("tff", "device")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Experiment:
         fraction: C, the share of clients in each round; 0 is one client.
         rounds: at most so many.
         target_accuracy: stop when the test accuracy reaches it.
+        engine: ``tff``, or ``device`` for clients that are trained by the exported artifact.
         data: the examples and their clients.
         work: E, B, η, μ, the codec, and the seed of the whole experiment.
         optimizer: of the clients; plain SGD by default.
@@ -37,6 +41,7 @@ class Experiment:
     fraction: float = 0.1
     rounds: int = 100
     target_accuracy: float | None = None
+    engine: str = "tff"
     data: Data = field(default_factory=Data)
     work: ClientWork = field(default_factory=ClientWork)
     optimizer: ClientOptimizer = PLAIN_SGD
@@ -51,3 +56,7 @@ class Experiment:
             raise SettingError("rounds", f"should be at least 1, not {self.rounds}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
             raise SettingError("target_accuracy", f"should be above 0 and at most 1, not {self.target_accuracy}")
+        if self.engine not in ENGINES:
+            raise SettingError("engine", f"should be one of {', '.join(ENGINES)}, not {self.engine!r}")
+        if self.work.codec not in CODECS:
+            raise SettingError("codec", f"should be one of {', '.join(CODECS)}, not {self.work.codec!r}")

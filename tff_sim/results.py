@@ -57,7 +57,8 @@ class RoundMetrics:
     def of_cells(cls, cells: Sequence[Any]) -> RoundMetrics:
         """The row with these `cells`."""
         measured, counts = cells[: len(_MEASURED)], cells[len(_MEASURED) :]
-        return cls(*measured, counts=dict(zip(COUNTS, counts, strict=True)))
+        named = dict(zip(_MEASURED, measured, strict=True))
+        return cls(**named, counts=dict(zip(COUNTS, counts, strict=True)))
 
 
 _MEASURED = [column.name for column in fields(RoundMetrics) if column.name != "counts"]
@@ -77,6 +78,22 @@ def rounds_to_target(initial_accuracy: float, accuracies: Sequence[float], targe
             return number - 1 + (target - best) / (accuracy - best)
         best = max(best, accuracy)
     return None
+
+
+def read_accuracies(folder: Path) -> list[float]:
+    """Test accuracies of a finished run, from round 0, before the training, on.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    try:
+        initial = json.loads((folder / "summary.json").read_text())["initial_accuracy"]
+        with (folder / "metrics.csv").open(newline="") as stream:
+            return [initial, *(float(row["test_accuracy"]) for row in csv.DictReader(stream))]
+    except OSError as error:
+        raise InputError(f"{folder}: no finished run there: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: the files of its run are damaged: {error!r}") from None
 
 
 _FILES = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from tff_sim.simulation import SimulatedRound
 
 Progress = Callable[[RoundMetrics], None]
+BundleMaker = Callable[[ModelSpec, Path, int], Path]
+"""Model, folder, seed of the initial weights → path of its bundle. Exporting is not this package's."""
 
 
 def run_experiment(
@@ -41,6 +45,7 @@ def run_experiment(
     resume: bool = False,
     overwrite: bool = False,
     workers: Workers | None = None,
+    make_bundle: BundleMaker | None = None,
 ) -> dict[str, Any]:
     """Run it; the content of summary.json.
 
@@ -52,6 +57,7 @@ def run_experiment(
         resume: go on with the run that is there, as if it had never been broken off; where there is none, begin.
         overwrite: begin, also where a run was broken off.
         workers: on other machines; without them, all is computed on this one.
+        make_bundle: exports the model, for the engine ``device``.
 
     Raises:
         UnavailableError: TensorFlow Federated has no wheel for this machine.
@@ -61,6 +67,8 @@ def run_experiment(
         NetworkError: the workers are lost; the rounds before are in the files, to go on from.
     """
     require_tff()
+    if experiment.engine == "device" and (workers is not None or make_bundle is None):
+        raise InputError("--engine device trains on this machine, with the exported model: leave out --workers")
     spec = replace(models.get(experiment.model), optimizer=experiment.optimizer)
     folder = RunFolder(out)
     start = folder.look(experiment_tables(experiment), resume, overwrite)
@@ -74,7 +82,7 @@ def run_experiment(
         )
     with folder.working():
         folder.begin(dump_experiment(experiment), start)
-        return _Run(experiment, spec, data, folder, start, workers).run(progress)
+        return _Run(experiment, spec, data, folder, start, workers, make_bundle).run(progress)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class _Run:
     folder: RunFolder
     start: Start
     workers: Workers | None
+    make_bundle: BundleMaker | None
 
     def run(self, progress: Progress) -> dict[str, Any]:
         experiment, checkpoint = self.experiment, self.start.checkpoint
@@ -92,9 +101,7 @@ class _Run:
         files = ResultFiles(self.folder.path, rows)
 
         # TensorFlow Federated loads only here, when all that can be checked without it has been.
-        from tff_sim.engine import ProcessEngine
         from tff_sim.evaluation import Evaluator
-        from tff_sim.fed_avg import build_fed_avg
         from tff_sim.simulation import simulate
         from tff_sim.tensorboard import Events
         from tff_sim.workers import computing_on
@@ -105,10 +112,9 @@ class _Run:
         initial_accuracy = evaluate(initial).accuracy if checkpoint is None else checkpoint.initial_accuracy
         upload = encoded_size(tensors, experiment.work.codec, ["loss"])
         download = len(dump_weights(initial, tensors))
-        engine: Engine = ProcessEngine(build_fed_avg(self.spec, experiment.work, initial, experiment.algorithm))
         events = Events(self.folder.path, rows)
         tables = experiment_tables(experiment)
-        with computing_on(self.workers):
+        with computing_on(self.workers), self._engine(initial) as engine:
             state = engine.initialize()
             if checkpoint is not None:
                 state = restore_state(state, checkpoint.leaves, self.folder.checkpoint)
@@ -142,6 +148,23 @@ class _Run:
         files.finish(summary, initial_accuracy, rows, target)
         return summary
 
+    @contextlib.contextmanager
+    def _engine(self, initial: Weights) -> Iterator[Engine]:
+        from tff_sim.device_engine import DeviceEngine
+        from tff_sim.engine import ProcessEngine
+        from tff_sim.fed_avg import build_fed_avg
+        from tff_sim.shared_engine import SharedEngine
+
+        work, algorithm = self.experiment.work, self.experiment.algorithm
+        if self.make_bundle is not None and self.experiment.engine == "device":
+            with tempfile.TemporaryDirectory(prefix="pocketfed-") as folder:
+                bundle = self.make_bundle(self.spec, Path(folder), work.seed)
+                with DeviceEngine(bundle, work, algorithm) as engine:
+                    yield engine
+            return
+        process = build_fed_avg(self.spec, work, initial, algorithm)
+        yield SharedEngine(process) if self.workers is None else ProcessEngine(process)
+
     def _initial_weights(self) -> tuple[Weights, list[TensorSpec]]:
         model = models.seeded_model(self.spec, self.experiment.work.seed)
         weights = tuple(variable.numpy() for variable in models.trained_variables(model))
@@ -160,6 +183,7 @@ class _Run:
         experiment = self.experiment
         return {
             "codec": experiment.work.codec,
+            "engine": experiment.engine,
             "optimizer": experiment.optimizer.to_json(),
             "seed": experiment.work.seed,
             "parameters": sum(tensor.size for tensor in tensors),

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork, client_seed
-from tff_sim.engine import ClientTask, Engine, EngineRound
+from tff_sim.engine import ClientTask, Engine, EngineRound, global_weights
 from tff_sim.plan import Planner, RoundPlan
 
 _Value = TypeVar("_Value")
@@ -65,10 +65,10 @@ def simulate(
             ClientTask(name, local[name], client_seed(asked.seed, number, name), factor)
             for name, factor in planned.reports.items()
         ]
-        result = engine.round(state, asked, tasks) if tasks else _nothing(engine, state)
+        result = engine.round(state, asked, tasks) if tasks else _nothing(state)
         state = result.state
         yield SimulatedRound(number, planned, result, time.perf_counter() - started)
 
 
-def _nothing(engine: Engine, state: object) -> EngineRound:
-    return EngineRound(state, engine.weights(state), math.nan, clients=0, examples=0)
+def _nothing(state: object) -> EngineRound:
+    return EngineRound(state, global_weights(state), math.nan, clients=0, examples=0)

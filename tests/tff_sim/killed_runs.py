@@ -93,4 +93,5 @@ if __name__ == "__main__":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow_federated  # noqa: F401
-    sys.exit(main(*map(Path, sys.argv[1:4]), sys.argv[4:]))
+    experiment, killed, whole = map(Path, sys.argv[1:4])
+    sys.exit(main(experiment, killed, whole, sys.argv[4:]))

@@ -73,7 +73,8 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo("0.npy")
         data[info.header_offset + 30 + len(info.filename) + len(info.extra) + info.file_size // 2 + 60] ^= 1
-    path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b"", "text": b"PK, or not"}[damage])
+    damaged = {"cut": bytes(data[: len(data) // 2]), "flip": bytes(data), "empty": b"", "text": b"PK, or not"}
+    path.write_bytes(damaged[damage])
     with pytest.raises(InputError) as caught:
         read_checkpoint(path)
     assert str(caught.value).startswith(f"{path}: a damaged checkpoint (")

@@ -90,6 +90,8 @@ def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> Non
         ("fraction = 2", "fraction should be from 0 to 1, not 2.0"),
         ("fraction = 'half'", "fraction should be a number, not 'half'"),
         ("target_accuracy = 97", "target_accuracy should be above 0 and at most 1, not 97.0"),
+        ("engine = 'gpu'", "engine should be one of tff, device, not 'gpu'"),
+        ("[work]\ncodec = 'zip'", "codec should be one of f32, f16, q8, q4, q2, q1, not 'zip'"),
         ("model = 3", "model should be a text, not 3"),
         ("work = 3", "work should be a table, [work], not 3"),
         ("[work]\nbatch_size = 'some'", "work.batch_size should be a whole number, or 'all', not 'some'"),

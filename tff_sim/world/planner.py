@@ -113,7 +113,7 @@ def _peaks(world: World, clients: ClientTraits, seed: int) -> npt.NDArray[np.flo
         return 24 * rng.random(count)
     noise = availability.noise_hours * rng.standard_normal(count)
     hours = clients.labels.astype(np.float64) * (availability.label_hours / clients.classes)
-    peaks: npt.NDArray[np.float64] = (hours + noise) % 24
+    peaks: npt.NDArray[np.float64] = np.remainder(hours + noise, 24.0)
     return peaks
 
 
