@@ -5,6 +5,7 @@ Each rate is a run of its own, in a folder of its own, that goes on where it was
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -119,10 +120,8 @@ def run_sweep(
             if prune and best is not None and best.rounds_to_target is not None:
                 rounds = min(rounds, math.ceil(best.rounds_to_target) or 1)
             chosen = replace(experiment, rounds=rounds, work=replace(experiment.work, learning_rate=rate))
-            try:
+            with contextlib.suppress(CheckFailedError):
                 outcome = Outcome.of(rate, run(chosen, out / folder_name(rate)))
-            except CheckFailedError:
-                pass
         outcomes.append(outcome)
         content = _write(out, tables, outcomes, experiment.target_accuracy)
         told(outcome)
