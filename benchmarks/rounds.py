@@ -34,8 +34,8 @@ from export.bundle_writer import export_bundle
 from tff_sim import datasets
 from tff_sim.child_process import dies_with_parent
 from tff_sim.partition import partition
+from tff_sim.plan import random_cohorts
 from tff_sim.results import rounds_to_target
-from tff_sim.simulation import random_cohorts
 
 MODEL = "mnist_2nn"
 LEARNING_RATE = 0.215
@@ -81,7 +81,7 @@ class Fleet:
 
     def run(self, codec: str, downlink: str, seed: int, cohort_size: int, target: float, limit: int) -> Run:
         """Rounds until the target accuracy is reached, or `limit` of them."""
-        cohort_of = random_cohorts(self.clients, cohort_size / len(self.clients), seed)
+        plan = random_cohorts(self.clients, cohort_size / len(self.clients), seed)
         accuracies: list[float] = []
         start = self._accuracy(self.bundle.file("weights.safetensors").read_bytes())
         options = ["--goal", str(cohort_size), "--over-selection", "1", "--minimum", str(cohort_size)]
@@ -90,7 +90,7 @@ class Fleet:
         with tempfile.TemporaryDirectory(dir=self._folder) as name, self._server(name, options) as url:
             transport = Transport(url)
             for number in range(1, limit + 1):
-                self._round(url, cohort_of(number), Path(name))
+                self._round(url, list(plan(number).reports), Path(name))
                 while json.loads(transport.request("GET", STATUS).body)["committed_rounds"] < number:
                     time.sleep(0.01)
                 accuracies.append(self._accuracy(transport.request("GET", LATEST_WEIGHTS, limit=_LARGEST).body))
@@ -98,7 +98,7 @@ class Fleet:
                     break
             counts = json.loads(transport.request("GET", STATUS, limit=_LARGEST).body)["counts"]
         sessions = cohort_size * len(accuracies)
-        seen = len({client for number in range(1, len(accuracies) + 1) for client in cohort_of(number)})
+        seen = len({client for number in range(1, len(accuracies) + 1) for client in plan(number).reports})
         manifest = self.bundle.manifest
         bundle_bytes = len(manifest.dump()) + sum(entry.size for entry in manifest.files.values())
         return Run(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.data_options import DataOptions, data_options
+from cli.data_options import data_options
 from cli.options import JSON, SEED, print_json
 from device_runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from tff_sim.data_settings import Data
     from tff_sim.label_counts import Summary
 
 _SEED = click.option("--seed", default=0, show_default=True, type=SEED, help="The same seed deals the same hands.")
@@ -27,11 +28,11 @@ def data() -> None:
 
 
 @data.command(name="info", short_help="Clients, examples, labels, imbalance.")
-@data_options(changes=False)
+@data_options
 @_SEED
 @click.option("--out", type=click.Path(path_type=Path), help="Draw it, too, into this .png file.")
 @JSON
-def data_info(data: DataOptions, seed: int, out: Path | None, as_json: bool) -> None:
+def data_info(data: Data, seed: int, out: Path | None, as_json: bool) -> None:
     """Print how many clients and examples there are, which labels, and how uneven both are.
 
     \b
@@ -52,11 +53,11 @@ def data_info(data: DataOptions, seed: int, out: Path | None, as_json: bool) -> 
 
 
 @data.command(name="partition", short_help="Deal a data set, and save who has what.")
-@data_options(changes=False)
+@data_options
 @_SEED
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
 @JSON
-def data_partition(data: DataOptions, seed: int, out: Path, as_json: bool) -> None:
+def data_partition(data: Data, seed: int, out: Path, as_json: bool) -> None:
     """Deal a data set's examples to clients, save who has what, and print what was made.
 
     The file holds numbers of examples, and the SHA-256 of the data that they number. 'pocketfed simulate' and 'data
@@ -76,12 +77,12 @@ def data_partition(data: DataOptions, seed: int, out: Path, as_json: bool) -> No
 
 
 @data.command(name="export", short_help="Each client's examples as files for devices.")
-@data_options(changes=False)
+@data_options
 @_SEED
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--packed", is_flag=True, help="One population for 'pocketfed simulate --dataset packed' instead.")
 @JSON
-def data_export(data: DataOptions, seed: int, out: Path, packed: bool, as_json: bool) -> None:
+def data_export(data: Data, seed: int, out: Path, packed: bool, as_json: bool) -> None:
     """Write each client's examples into OUT/NAME.npz, and the test examples into OUT/_test.npz.
 
     A device takes its file: 'pocketfed-device run --client NAME --data OUT/NAME.npz'. With --packed, all of them are

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from tff_sim.federated_data import DataSpec
+from cli.settings import Setting, given, setting_options
 
 # Help loads no NumPy, and the packages with these names do: so they stand here once more, and a test compares.
 DATASET_NAMES = (
@@ -21,105 +19,36 @@ DATASET_NAMES = (
 )
 PARTITION_NAMES = ("iid", "shards", "dirichlet", "log-normal", "power-law", "natural")
 
-
-@dataclass(frozen=True)
-class DataOptions:
-    """What `data_options` were given; each None or False where it was not."""
-
-    dataset: str
-    data_dir: Path | None
-    partition: str | None
-    clients: int | None
-    shards_per_client: int | None
-    alpha: float | None
-    sigma: float | None
-    exponent: float | None
-    partition_file: Path | None
-    present: float | None = None
-    added: float | None = None
-    deleted: float | None = None
-    augment: bool = False
-
-    def spec(self, seed: int) -> DataSpec:
-        """What they say.
-
-        Raises:
-            InputError: a value is out of its range, or options do not go together.
-        """
-        from device_runtime.errors import InputError
-        from tff_sim.federated_data import DataSpec
-        from tff_sim.partition import scheme
-        from tff_sim.population import Growth
-
-        parameters = {
-            name: getattr(self, name)
-            for name in ("shards_per_client", "alpha", "sigma", "exponent")
-            if getattr(self, name) is not None
-        }
-        if self.partition_file is not None and (self.partition or self.clients is not None or parameters):
-            raise InputError(
-                f"{self.partition_file}: a partition's file says who has what: leave out --partition, its parameters"
-                " and --clients"
-            )
-        if parameters and self.partition is None:
-            option = "--" + next(iter(parameters)).replace("_", "-")
-            raise InputError(f"{option} is a parameter of a partition: name that with --partition")
-        changes = {
-            name: getattr(self, name) for name in ("present", "added", "deleted") if getattr(self, name) is not None
-        }
-        return DataSpec(
-            dataset=self.dataset,
-            data_dir=self.data_dir,
-            scheme=None if self.partition is None else scheme(self.partition, **parameters),
-            clients=self.clients,
-            partition_file=self.partition_file,
-            growth=Growth(**changes) if changes else None,
-            augment=self.augment,
-            seed=seed,
-        )
+_PATH = click.Path(path_type=Path)
+_PARTITION_HELP = f"{', '.join(PARTITION_NAMES)}; by default natural where the data has natural clients, else iid."
+WHO_HAS_WHAT = (
+    Setting("--dataset", "data.dataset", str, "digits", ", ".join(DATASET_NAMES) + "."),
+    Setting("--data-dir", "data.data_dir", _PATH, None, "Folder with the data set's files."),
+    Setting("--partition", "data.partition", str, None, _PARTITION_HELP),
+    Setting("--clients", "data.clients", int, None, "K; by default as many as there are natural clients, or 100."),
+    Setting("--shards-per-client", "data.shards_per_client", int, None, "Of shards: a client's; by default 2."),
+    Setting("--alpha", "data.alpha", float, None, "Of dirichlet: small is far from IID; by default 0.5."),
+    Setting("--sigma", "data.sigma", float, None, "Of log-normal: of the logarithm of sizes; by default 1."),
+    Setting("--exponent", "data.exponent", float, None, "Of power-law: how fast sizes fall; by default 1."),
+    Setting("--partition-file", "data.partition_file", _PATH, None, "One that 'pocketfed data partition' made."),
+)
+CHANGES = (
+    Setting("--present", "data.present", float, None, "Share of a client's examples that exist in round 1."),
+    Setting("--added", "data.added", float, None, "Probability of a missing example to be added in a round."),
+    Setting("--deleted", "data.deleted", float, None, "Probability of an example to be deleted in a round."),
+    Setting("--augment", "data.augment", bool, False, "Of cifar10: random crops, anew for each client and round."),
+)
 
 
-_WHO = [
-    click.option("--dataset", default="digits", show_default=True, metavar="NAME", help=", ".join(DATASET_NAMES) + "."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the data set's files."),
-    click.option(
-        "--partition",
-        metavar="NAME",
-        help=f"{', '.join(PARTITION_NAMES)}; by default natural where the data has natural clients, else iid.",
-    ),
-    click.option("--clients", type=int, help="K; by default as many as the data's natural clients, or 100."),
-    click.option("--shards-per-client", type=int, help="Of shards: how many a client gets; by default 2."),
-    click.option("--alpha", type=float, help="Of dirichlet: small is far from IID; by default 0.5."),
-    click.option("--sigma", type=float, help="Of log-normal: of the logarithm of sizes; by default 1."),
-    click.option("--exponent", type=float, help="Of power-law: how fast sizes fall; by default 1."),
-    click.option(
-        "--partition-file", type=click.Path(path_type=Path), help="A partition that 'pocketfed data partition' made."
-    ),
-]
-_CHANGES = [
-    click.option("--present", type=float, help="Share of a client's examples that exist in round 1; by default all."),
-    click.option("--added", type=float, help="Probability of a missing example to be added in the next round."),
-    click.option("--deleted", type=float, help="Probability of an example to be deleted in the next round."),
-    click.option("--augment", is_flag=True, help="Of cifar10: random crops, anew for each client and round."),
-]
+def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The command gets those of `WHO_HAS_WHAT` as one argument, `data`, a `tff_sim.data_settings.Data`."""
 
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        from tff_sim.data_settings import Data
 
-def data_options(changes: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the command gets all of them as one argument, `data`, a `DataOptions`.
+        own = {setting.parameter: values.pop(setting.parameter) for setting in WHO_HAS_WHAT}
+        said = {key.removeprefix("data."): value for key, value in given(WHO_HAS_WHAT, own).items()}
+        return function(data=Data(**said), **values)
 
-    Args:
-        changes: with the options of what changes between rounds.
-    """
-    options = [*_WHO, *(_CHANGES if changes else [])]
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def command(**given: Any) -> Any:
-            own = {field.name: given.pop(field.name) for field in fields(DataOptions) if field.name in given}
-            return function(data=DataOptions(**own), **given)
-
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return setting_options(WHO_HAS_WHAT)(command)

@@ -108,30 +108,32 @@ class _Demonstration:
     def simulate(self) -> tuple[Curve, Curve, Weights]:
         """20 clients of which 5 take part in a round; then, for comparison, the very fleet of stage four."""
         from cli.progress import round_progress
+        from tff_sim.engine import ProcessEngine
         from tff_sim.evaluation import Evaluator
         from tff_sim.fed_avg import build_fed_avg
-        from tff_sim.simulation import random_cohorts, simulate
+        from tff_sim.plan import honest, random_cohorts
+        from tff_sim.simulation import always, simulate
         from tff_sim.worker import local_worker
 
         evaluate = Evaluator(self._spec, self._data.test)
         start = evaluate(self._initial).accuracy
-        process = build_fed_avg(self._spec, self._work, self._initial)
+        engine = ProcessEngine(build_fed_avg(self._spec, self._work, self._initial))
         random = random_cohorts(list(self._clients), DEVICES / CLIENTS, self._seed)
         plans = (
             (f"simulated, {CLIENTS} clients", self._clients, random, SIMULATED_ROUNDS),
-            (f"simulated, {DEVICES} devices", self._devices, lambda number: list(self._devices), FLEET_ROUNDS),
+            (f"simulated, {DEVICES} devices", self._devices, always(honest(list(self._devices))), FLEET_ROUNDS),
         )
         curves = []
         weights = self._initial
         with local_worker():
-            for name, clients, cohort, rounds in plans:
+            for name, clients, plan, rounds in plans:
                 accuracies, seconds = [start], 0.0
                 with round_progress(name, rounds) as progress:
-                    for done in simulate(process, clients, self._work, cohort, rounds):
-                        accuracies.append(evaluate(done.weights).accuracy)
+                    for done in simulate(engine, always(clients), always(self._work), plan, range(1, rounds + 1)):
+                        weights = done.result.weights
+                        accuracies.append(evaluate(weights).accuracy)
                         seconds += done.seconds
-                        weights = done.weights
-                        progress(done.number, f"loss {done.train_loss:.4f}  accuracy {accuracies[-1]:.2%}")
+                        progress(done.number, f"loss {done.result.train_loss:.4f}  accuracy {accuracies[-1]:.2%}")
                 sent = rounds * DEVICES
                 curves.append(
                     Curve(name, tuple(accuracies), sent * self._upload("f32"), sent * self._download(), seconds)

@@ -19,6 +19,7 @@ from cli.flash import flash
 from cli.serve import serve
 from cli.signing import keygen, sign, verify
 from cli.simulate import simulate
+from cli.worker import worker
 from device_runtime import __version__
 from device_runtime.errors import PocketfedError
 
@@ -39,7 +40,7 @@ def app() -> None:
     """
 
 
-for command in (demo, data, simulate, export, parity, inspect, keygen, sign, verify, flash, serve, bench):
+for command in (demo, data, simulate, worker, export, parity, inspect, keygen, sign, verify, flash, serve, bench):
     app.add_command(command)
 
 

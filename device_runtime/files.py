@@ -27,6 +27,18 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     Raises:
         InputError: it can't be written; the old content stands.
     """
+    try:
+        replace_whole(path, pieces)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def replace_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """`write_whole` for those who have words of their own for what goes wrong.
+
+    Raises:
+        OSError: it can't be written; the old content stands.
+    """
     beside = path.with_name(f"{path.name}.new")
     try:
         with beside.open("wb") as file:
@@ -35,10 +47,10 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
             flush(file)
         beside.replace(path)
         flush_folder(path.parent)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise unwritable(path, error) from None
+        raise
 
 
 def flush(file: BinaryIO) -> None:

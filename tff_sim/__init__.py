@@ -10,19 +10,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tff_sim.algorithm import Algorithm, ServerOptimizer
     from tff_sim.client_data import client_dataset
-    from tff_sim.experiment import Experiment, run_experiment
+    from tff_sim.experiment import Experiment
     from tff_sim.fed_avg import build_fed_avg
+    from tff_sim.runner import run_experiment
     from tff_sim.worker import local_worker
 
-__all__ = ["Experiment", "build_fed_avg", "client_dataset", "local_worker", "run_experiment"]
+__all__ = [
+    "Algorithm", "Experiment", "ServerOptimizer",
+    "build_fed_avg", "client_dataset", "local_worker", "run_experiment",
+]  # fmt: skip
 
 _HOMES = {
+    "Algorithm": "tff_sim.algorithm",
     "Experiment": "tff_sim.experiment",
+    "ServerOptimizer": "tff_sim.algorithm",
     "build_fed_avg": "tff_sim.fed_avg",
     "client_dataset": "tff_sim.client_data",
     "local_worker": "tff_sim.worker",
-    "run_experiment": "tff_sim.experiment",
+    "run_experiment": "tff_sim.runner",
 }
 
 

@@ -17,34 +17,50 @@ import tensorflow_federated as tff
 from device_runtime.batching import epoch_order
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
-from device_runtime.work import step_seeds
+from device_runtime.work import ClientWork, step_seeds
 from models import ModelSpec
 
 
 def client_data_type(spec: ModelSpec) -> Any:
-    """TFF's type of one client's data: <x=[n, …], y=[n, …], order=int32[E, n], seeds=int32[E·n]>*."""
+    """TFF's type of one client's data, a sequence of one element; see `client_dataset`."""
     element = collections.OrderedDict(
         x=tff.TensorType(spec.input.dtype.as_numpy_dtype, spec.input.shape),
         y=tff.TensorType(spec.label.dtype.as_numpy_dtype, spec.label.shape),
         order=tff.TensorType(np.int32, [None, None]),
         seeds=tff.TensorType(np.int32, [None]),
+        learning_rate=tff.TensorType(np.float32),
+        factor=tff.TensorType(np.float32),
+        seed=tff.TensorType(np.int64),
     )
     return tff.SequenceType(tff.to_type(element))
 
 
-def client_dataset(examples: Examples, epochs: int, seed: int) -> tf.data.Dataset:
+def client_dataset(examples: Examples, work: ClientWork, seed: int, factor: float = 1.0) -> tf.data.Dataset:
     """One client's data in one round, as an argument for `LearningProcess.next`.
+
+    Its one element holds x [n, …], y [n, …], order int32 [E, n], seeds int32 [E·n] and the scalars learning_rate and
+    factor, float32, and seed, int64.
 
     Args:
         examples: n ≥ 1 local examples.
-        epochs: E.
+        work: epochs and learning rate of this round; all else is the process's own.
         seed: the client's seed in this round; see `device_runtime.work.client_seed`.
+        factor: what its delta is multiplied by; other than 1, it stands for a corrupt or malicious update.
 
     Raises:
         InputError: the client has no examples.
     """
     if len(examples) == 0:
         raise InputError("a client without examples can't take part in a round; leave it out of the cohort")
-    order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(epochs)]).astype(np.int32)
+    order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(work.epochs)]).astype(np.int32)
     seeds = step_seeds(seed, order.size)  # enough for any batch size: a step has at least one example
-    return tf.data.Dataset.from_tensors(collections.OrderedDict(x=examples.x, y=examples.y, order=order, seeds=seeds))
+    element = collections.OrderedDict(
+        x=examples.x,
+        y=examples.y,
+        order=order,
+        seeds=seeds,
+        learning_rate=np.float32(work.learning_rate),
+        factor=np.float32(factor),
+        seed=np.int64(seed),
+    )
+    return tf.data.Dataset.from_tensors(element)

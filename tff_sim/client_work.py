@@ -20,12 +20,13 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
 
     Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
     as weight, which is what TFF's aggregators and finalizers expect.
-    Its measurements are ``loss``, the mean over all examples of all steps, ``examples`` and ``clients``.
+    Its measurements are of all clients that trained: ``loss``, the mean over all examples of all steps but of clients
+    whose loss is not finite (NaN if that leaves none), ``examples`` and ``clients``.
 
     Args:
         spec: the model.
         weights_type: TFF's type of `tff.learning.models.ModelWeights` for it.
-        work: batch size, learning rate and proximal term; epochs, order and the steps' seeds come with the data.
+        work: batch size and proximal term; epochs, order, seeds and learning rate come with the data.
 
     Raises:
         ValueError: a layer draws random numbers that a device can't repeat.
@@ -81,19 +82,22 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
                 indices = order[epoch, start : start + batch_size]
                 loss = client_step(
                     spec, model, slots, tf.gather(x, indices), tf.gather(y, indices),
-                    work.learning_rate, work.proximal, initial, seeds[step],
+                    data["learning_rate"], work.proximal, initial, seeds[step],
                 )  # fmt: skip
                 step += 1
                 loss_sum += loss * tf.cast(tf.size(indices), tf.float32)
         weight = tf.cast(examples, tf.float32)
+        finite = tf.math.is_finite(loss_sum)
         return collections.OrderedDict(
             result=tff.learning.templates.ClientResult(
                 # TFF's finalizers take a pseudo-gradient: the delta of the protocol with its sign turned.
-                update=[value - variable for variable, value in zip(variables, initial, strict=True)],
+                update=[
+                    (value - variable) * data["factor"] for variable, value in zip(variables, initial, strict=True)
+                ],
                 update_weight=weight,
             ),
-            loss_sum=loss_sum,
-            steps_examples=tf.cast(tf.size(order), tf.float32),
+            loss_sum=tf.where(finite, loss_sum, 0.0),
+            steps_examples=tf.where(finite, tf.cast(tf.size(order), tf.float32), 0.0),
         )
 
     return run

@@ -28,9 +28,9 @@ class Evaluator:
     def __init__(self, spec: ModelSpec, test: Examples) -> None:
         self._model = model = spec.build()
         self._test = test
-        self._sums = tf.function(
-            lambda x, y: evaluation_sums(spec, model, x, y), input_signature=[spec.input, spec.label]
-        )
+        sums = tf.function(lambda x, y: evaluation_sums(spec, model, x, y), input_signature=[spec.input, spec.label])
+        # Traced here and now: Keras turns its classes into those of TensorFlow 1 when TFF builds a model in a graph.
+        self._sums = sums.get_concrete_function()
 
     def __call__(self, weights: Weights) -> TestResult:
         """Test these weights, float32, in the model's order."""
@@ -38,7 +38,9 @@ class Evaluator:
             variable.assign(value)
         loss = measured = count = 0.0
         for start in range(0, len(self._test), _BATCH):
-            sums = self._sums(self._test.x[start : start + _BATCH], self._test.y[start : start + _BATCH])
+            sums = self._sums(
+                tf.constant(self._test.x[start : start + _BATCH]), tf.constant(self._test.y[start : start + _BATCH])
+            )
             loss += float(sums[0])
             measured += float(sums[1])
             count += float(sums[2])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TypeVar
 
 from device_runtime.examples import Examples
-from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork, client_seed
-from tff_sim.client_data import client_dataset
+from tff_sim.engine import ClientTask, Engine, EngineRound
+from tff_sim.plan import Planner, RoundPlan
 
-Cohort = Callable[[int], Sequence[str]]
-"""Round number → names of the clients that take part."""
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -24,61 +22,53 @@ class SimulatedRound:
 
     Attributes:
         number: counts from 1.
-        weights: the global weights after it.
-        train_loss: mean loss over all examples of all local steps.
-        clients, examples: of the cohort.
+        plan: who was to report.
+        result: what came of it.
         seconds: what the round took, client data included, evaluation not.
     """
 
     number: int
-    weights: Weights
-    train_loss: float
-    clients: int
-    examples: int
+    plan: RoundPlan
+    result: EngineRound
     seconds: float
 
 
-def random_cohorts(clients: Sequence[str], fraction: float, seed: int) -> Cohort:
-    """m = max(C·K, 1) clients drawn without replacement, from a generator of the seed and the round alone.
-
-    McMahan et al. 2017, Algorithm 1; a fraction of 0 is one client a round.
-    """
-    size = max(round(fraction * len(clients)), 1)
-
-    def cohort(number: int) -> list[str]:
-        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
-        return [clients[index] for index in rng.choice(len(clients), size, replace=False)]
-
-    return cohort
+def always(value: _Value) -> Callable[[int], _Value]:
+    """The same in every round."""
+    return lambda number: value
 
 
 def simulate(
-    process: Any, clients: Mapping[str, Examples], work: ClientWork, cohort: Cohort, rounds: int
+    engine: Engine,
+    clients: Callable[[int], Mapping[str, Examples]],
+    work: Callable[[int], ClientWork],
+    plan: Planner,
+    rounds: Iterable[int],
+    state: object = None,
 ) -> Iterator[SimulatedRound]:
-    """Run rounds from the process's initial weights, within `tff_sim.local_worker()`; yields each as it ends.
+    """Run rounds, and yield each as it ends. Where nobody reports, the state stays as it is, and the loss is NaN.
 
     Args:
-        process: from `tff_sim.build_fed_avg` with the same work.
-        clients: name → local examples; names seed the order of the batches as they do on devices.
-        work: its epochs and seed, the experiment's, give the order of the batches.
-        cohort: who takes part in which round.
-        rounds: how many.
+        engine: carries them out.
+        clients: round → name → local examples; names seed the order of the batches as they do on devices.
+        work: round → what its clients are asked to do; its seed is the experiment's.
+        plan: round → who takes part.
+        rounds: their numbers, such as ``range(1, 101)``.
+        state: the server's before the first of them; None begins with the engine's initial weights.
     """
-    state = process.initialize()
-    for number in range(1, rounds + 1):
+    if state is None:
+        state = engine.initialize()
+    for number in rounds:
         started = time.perf_counter()
-        data = [
-            client_dataset(clients[name], work.epochs, client_seed(work.seed, number, name)) for name in cohort(number)
+        asked, planned, local = work(number), plan(number), clients(number)
+        tasks = [
+            ClientTask(name, local[name], client_seed(asked.seed, number, name), factor)
+            for name, factor in planned.reports.items()
         ]
-        output = process.next(state, data)
-        state = output.state
-        weights = tuple(np.asarray(value) for value in process.get_model_weights(state).trainable)
-        measured = output.metrics["client_work"]
-        yield SimulatedRound(
-            number=number,
-            weights=weights,
-            train_loss=float(measured["loss"]),
-            clients=int(measured["clients"]),
-            examples=int(measured["examples"]),
-            seconds=time.perf_counter() - started,
-        )
+        result = engine.round(state, asked, tasks) if tasks else _nothing(engine, state)
+        state = result.state
+        yield SimulatedRound(number, planned, result, time.perf_counter() - started)
+
+
+def _nothing(engine: Engine, state: object) -> EngineRound:
+    return EngineRound(state, engine.weights(state), math.nan, clients=0, examples=0)

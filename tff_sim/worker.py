@@ -1,92 +1,68 @@
-"""TFF's worker process: started here, and ended here, whatever happens.
+"""TFF's computations in a worker process on this machine: started here, and ended here, whatever happens.
 
 TFF would start the same program by itself, but leaves it running when its parent is killed and waits for
-it without a time limit. So it is started under a context manager, and dies with its parent.
+it without a time limit. So it is started under a context manager, and dies with its parent. Nobody else can
+reach it: a UNIX socket in a folder of this user leads to it, and nothing else does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import tensorflow_federated as tff
 
 from device_runtime.errors import NetworkError
-from tff_sim.child_process import dies_with_parent
+from tff_sim.notices import Notice, to_stderr
+from tff_sim.worker_connection import WorkerConnection
+from tff_sim.worker_process import worker_process
 
 _START_SECONDS = 60.0
-_STOP_SECONDS = 5.0
-# By default glibc gives the memory of every large tensor back to the kernel and faults it in again at the next
-# step; on virtual machines those faults cost more than the arithmetic.
-_KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
-_UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+_EXIT_SECONDS = 5.0
+_LONGEST_SOCKET_PATH = 100  # the system allows 107 bytes
 
 
 @contextlib.contextmanager
-def local_worker() -> Iterator[None]:
+def local_worker(notice: Notice = to_stderr) -> Iterator[None]:
     """Run TFF's computations in a worker process of their own for the time of the `with` block.
+
+    Args:
+        notice: told, in a line, where the system can't keep the worker from the network.
 
     Raises:
         NetworkError: the worker did not start within a minute, or it ended in the middle of the work.
     """
-    port = _free_port()
-    binary = Path(tff.__file__).parent / "data" / "worker_binary"
-    # No parent's files, and no terminal signals: Ctrl-C reaches the parent, which ends the worker.
-    process = subprocess.Popen(
-        dies_with_parent([str(binary), f"--port={port}"]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **_KEEP_MEMORY},
-        start_new_session=True,
-    )
-    try:
-        channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=_UNLIMITED)
-        stub = tff.framework.RemoteExecutorGrpcStub(channel)
-        _wait_until_ready(stub, process)
-        context = _execution_context(stub, process)
-        with tff.framework.get_context_stack().install(context):
-            yield
-        channel.close()
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with local_context(notice) as context, tff.framework.get_context_stack().install(context):
+        yield
 
 
-def _execution_context(stub: Any, process: subprocess.Popen[bytes]) -> Any:
-    def executor(cardinalities: Any) -> Any:
-        # Asked for again at each of TFF's retries, which have no end where the worker is gone.
-        if process.poll() is not None:
-            raise NetworkError(f"TFF's worker process ended with code {process.returncode}; was the memory used up?")
-        remote = tff.framework.RemoteExecutor(stub, stream_structs=False)
-        # A computation of the server alone carries no number of clients; the worker wants one.
-        remote.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
-        return remote
+@contextlib.contextmanager
+def local_context(notice: Notice) -> Iterator[Any]:
+    """The TFF context of `local_worker`, without making it the current one."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pocketfed-", dir=_short_folder()))
+        path = Path(folder) / "worker"
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen()
+        process, warning = stack.enter_context(worker_process(listener))
+        if warning is not None:
+            notice(warning)
+        connection = WorkerConnection(f"unix:{path}", lost=lambda reason: _ended(process, reason))
+        stack.callback(connection.abandon)
+        _wait_until_ready(connection, process)
+        yield connection.context
 
-    return tff.framework.SyncExecutionContext(
-        executor_fn=tff.framework.ResourceManagingExecutorFactory(executor),
-        compiler_fn=tff.backends.native.desugar_and_transform_to_native,
-    )
 
-
-def _wait_until_ready(stub: Any, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(connection: WorkerConnection, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + _START_SECONDS
-    while not stub.is_ready:
+    while not connection.is_ready:
         if process.poll() is not None:
             raise NetworkError(f"TFF's worker process ended with code {process.returncode} as it started")
         if time.monotonic() > end:
@@ -94,7 +70,16 @@ def _wait_until_ready(stub: Any, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _ended(process: subprocess.Popen[str], reason: str) -> str:
+    try:
+        # The connection breaks off a moment before the process is gone.
+        code = process.wait(_EXIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"TFF's worker process is lost: {reason}"
+    return f"TFF's worker process ended with code {code}; was the memory used up?"
+
+
+def _short_folder() -> str | None:
+    if len(tempfile.gettempdir()) <= _LONGEST_SOCKET_PATH - len("/pocketfed-12345678/worker"):
+        return None
+    return "/tmp"  # noqa: S108  a folder that only this user may enter is made there

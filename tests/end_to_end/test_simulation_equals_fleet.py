@@ -35,8 +35,10 @@ def _clients(side: int) -> dict[str, Examples]:
 
 @pytest.mark.parametrize(("name", "side"), [("digits_mlp", 8), ("mnist_2nn", 28)])
 def test_three_rounds_agree_to_a_relative_1e_minus_4(name: str, side: int, tmp_path: Path) -> None:
+    from tff_sim.engine import ProcessEngine
     from tff_sim.fed_avg import build_fed_avg
-    from tff_sim.simulation import simulate
+    from tff_sim.plan import honest
+    from tff_sim.simulation import always, simulate
     from tff_sim.worker import local_worker
 
     spec = models.get(name)
@@ -45,9 +47,10 @@ def test_three_rounds_agree_to_a_relative_1e_minus_4(name: str, side: int, tmp_p
     bundle = export_bundle(spec, tmp_path / "bundles", seed=SEED)
     initial = bundle.initial_weights()
 
-    process = build_fed_avg(spec, work, initial)
+    engine, plan = ProcessEngine(build_fed_avg(spec, work, initial)), always(honest(list(clients)))
     with local_worker():
-        simulated = list(simulate(process, clients, work, lambda number: list(clients), ROUNDS))
+        rounds = simulate(engine, always(clients), always(work), plan, range(1, ROUNDS + 1))
+        simulated = [done.result for done in rounds]
 
     files = []
     for client, examples in clients.items():

@@ -14,12 +14,10 @@ import pytest
 collect_ignore: list[str] = []
 if importlib.util.find_spec("tensorflow_federated") is None:
     collect_ignore = [
-        "test_client_data.py",
-        "test_cohorts.py",
-        "test_experiment.py",
-        "test_fed_avg.py",
-        "test_worker.py",
-    ]
+        "test_aggregation.py", "test_client_data.py", "test_client_state.py", "test_cohorts.py",
+        "test_dropout_round.py", "test_examples.py", "test_experiment.py", "test_fed_avg.py", "test_resume.py",
+        "test_server_optimizer.py", "test_worker.py",
+    ]  # fmt: skip
 else:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

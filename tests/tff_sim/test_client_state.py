@@ -87,7 +87,7 @@ def test_a_round_is_the_weighted_mean_of_what_keras_computes(
     initial = models.initial_weights(spec, 0)
     seeds = {name: client_seed(WORK.seed, 1, name) for name in clients}
     process = build_fed_avg(spec, WORK, initial)
-    data = [client_dataset(examples, WORK.epochs, seeds[name]) for name, examples in clients.items()]
+    data = [client_dataset(examples, WORK, seeds[name]) for name, examples in clients.items()]
     output = process.next(process.initialize(), data)
     got = tuple(process.get_model_weights(output.state).trainable)
 

@@ -66,7 +66,7 @@ def test_a_round_takes_the_step_seeds_in_turn(examples: Examples) -> None:
     seed = client_seed(WORK.seed, 1, "one")
 
     def a_round() -> Weights:
-        output = process.next(process.initialize(), [client_dataset(examples, WORK.epochs, seed)])
+        output = process.next(process.initialize(), [client_dataset(examples, WORK, seed)])
         return tuple(process.get_model_weights(output.state).trainable)
 
     got = a_round()

@@ -14,13 +14,13 @@ import pytest
 from device_runtime.errors import InputError
 from device_runtime.tensors import TensorSpec
 from device_runtime.weights import read_weights
-from tff_sim.results import ResultFiles, RoundMetrics, rounds_to_target, summarise
+from tff_sim.results import COLUMNS, COUNTS, ResultFiles, RoundMetrics, rounds_to_target, summarise
 
 TENSORS = (TensorSpec("layer/kernel", (2,)),)
 
 
 def _row(number: int, accuracy: float, seconds: float = 1.0) -> RoundMetrics:
-    return RoundMetrics(number, seconds, 0.5, accuracy, 0.6, 2, 20, 100, 200)
+    return RoundMetrics(number, seconds, 0.5, accuracy, 0.6, 2, 20, 100, 200, {"late": 1})
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,8 @@ def test_a_summary_tells_what_the_rows_measured() -> None:
         "download_bytes": 600,
         "initial_accuracy": 0.1,
         "target_accuracy": 0.5,
+        "empty_rounds": 0,
+        "counts": dict.fromkeys(COUNTS, 0) | {"late": 3},
         "codec": "f32",
     }
     assert summarise(rows, 0.1, None, {})["rounds_to_target"] is None
@@ -71,13 +73,14 @@ def test_what_an_interrupted_run_leaves_is_whole(tmp_path: Path) -> None:
         assert [row["round"] for row in rows] == [str(n) for n in range(1, number + 1)]
         assert read_weights(out / "weights.safetensors", TENSORS)[0].tolist() == [number, number]
     assert sorted(path.name for path in out.iterdir()) == ["metrics.csv", "weights.safetensors"]
-    files.finish({"model": "m", "dataset": "d"}, [0.0, 0.1, 0.2], 0.15)
+    files.finish({"model": "m", "dataset": "d"}, 0.0, [_row(1, 0.1), _row(2, 0.2)], 0.15)
     assert json.loads((out / "summary.json").read_text()) == {"model": "m", "dataset": "d"}
-    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    for name in ("accuracy.png", "rounds.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_what_an_earlier_run_left_does_not_pass_for_this_one_s(tmp_path: Path) -> None:
-    names = ["metrics.csv", "summary.json", "accuracy.png", "weights.safetensors", ".weights.safetensors"]
+    names = ["metrics.csv", "summary.json", "accuracy.png", "rounds.png", "weights.safetensors", ".weights.safetensors"]
     for name in names:
         (tmp_path / name).write_text("of an earlier run")
     (tmp_path / "notes.txt").write_text("mine")
@@ -111,3 +114,29 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path, below: str, 
     with pytest.raises(InputError) as caught:
         ResultFiles(taken / below)
     assert str(caught.value) == f"{taken / below}: can't write there: {reason}; change --out"
+
+
+def test_a_run_that_goes_on_has_its_rounds_as_they_were(tmp_path: Path) -> None:
+    rows = [_row(1, 1 / 3, 0.1 + 0.2), _row(2, 2 / 3)]
+    files = ResultFiles(tmp_path)
+    for row in [*rows, _row(3, 0.9)]:  # the third came after the last checkpoint
+        files.add(row, (np.zeros(2, np.float32),), TENSORS)
+    again = ResultFiles(tmp_path, rows)
+    assert (tmp_path / "weights.safetensors").is_file()
+    again.add(_row(3, 0.9), (np.zeros(2, np.float32),), TENSORS)
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        read = list(csv.reader(stream))
+    assert tuple(read[0]) == COLUMNS
+    assert read[1:] == [[str(cell) for cell in row.cells()] for row in [*rows, _row(3, 0.9)]]
+
+
+def test_cells_are_of_a_row_and_back() -> None:
+    row = _row(1, 0.25)
+    again = RoundMetrics.of_cells(json.loads(json.dumps(row.cells())))
+    assert again.cells() == row.cells()
+    assert again.counts == dict.fromkeys(COUNTS, 0) | {"late": 1}
+
+
+def test_what_has_no_column_is_not_lost_in_silence() -> None:
+    with pytest.raises(ValueError, match=r"^no column for eaten, lost$"):
+        RoundMetrics(1, 1.0, 0.5, 0.5, 0.5, 1, 1, 1, 1, {"lost": 1, "late": 1, "eaten": 2}).cells()

@@ -17,7 +17,7 @@ import pytest
 import tensorflow_federated as tff
 
 from device_runtime.errors import NetworkError
-from tff_sim import local_worker, worker
+from tff_sim import local_worker, worker, worker_process
 
 TIMEOUT = 600.0
 
@@ -106,7 +106,7 @@ def fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         program.parent.mkdir()
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
-        monkeypatch.setattr(tff, "__file__", str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(worker_process, "worker_program", lambda: program)
 
     return install
 

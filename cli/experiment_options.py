@@ -1,0 +1,123 @@
+"""The settings of an experiment as options: each is a key of experiment.toml, whose value it takes the place of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cli.data_options import CHANGES, WHO_HAS_WHAT
+from cli.options import MODEL_HELP, OPTIMIZER_NAMES, BatchSize
+from cli.settings import Setting, given, setting_options
+
+if TYPE_CHECKING:
+    from tff_sim.experiment import Experiment
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+# Help loads no NumPy, and the modules with these names do: so they stand here once more, and a test compares.
+SCHEDULES = ("constant", "exponential", "step", "cosine")
+SERVER_OPTIMIZERS = ("sgd", "momentum", "fedadagrad", "fedadam", "fedyogi")
+AGGREGATORS = ("mean", "median", "trimmed_mean")
+WEIGHTINGS = ("examples", "uniform")
+FAULTS = ("nan", "scaled", "sign-flipped")
+
+
+class _WrittenBatchSize(BatchSize):
+    """As the file has it: a number, or the word ``all``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) or "all"
+
+
+_TRAINING = (
+    Setting("--model", "model", str, "digits_mlp", MODEL_HELP),
+    Setting("--fraction", "fraction", float, 0.1, "C, the share of clients in a round; 0 is one."),
+    Setting("--rounds", "rounds", int, 100, "At most so many rounds."),
+    Setting("--target-accuracy", "target_accuracy", float, None, "Stop when the test accuracy reaches it."),
+    Setting("--seed", "seed", int, 0, "Of everything random: the same seed, the same run."),
+    Setting("--epochs", "work.epochs", int, 1, "E, passes over a client's examples."),
+    Setting("--batch-size", "work.batch_size", _WrittenBatchSize(), 10, "B, or 'all' for the whole local set."),
+    Setting("--lr", "work.learning_rate", float, 0.1, "Learning rate of the clients."),
+    Setting("--lr-schedule", "schedule.name", click.Choice(SCHEDULES), "constant", "Of --lr over the rounds."),
+    Setting("--lr-decay", "schedule.decay", float, None, "Factor of exponential (0.99) and step (0.1)."),
+    Setting("--lr-decay-rounds", "schedule.decay_rounds", int, None, "Rounds a factor: exponential 1, step 100."),
+    Setting("--lr-final", "schedule.final", float, None, "Of cosine: what is left of --lr at the end; 0.01."),
+    Setting("--lr-warmup", "schedule.warmup", int, 0, "Rounds in which --lr grows to its full value."),
+    Setting("--proximal", "work.proximal", float, 0.0, "Weight of FedProx's proximal term."),
+    Setting("--optimizer", "optimizer.name", click.Choice(OPTIMIZER_NAMES), "sgd", "Of the clients."),
+    Setting("--momentum", "optimizer.momentum", float, 0.9, "Of the optimizer momentum."),
+    Setting("--clip-norm", "optimizer.clip_norm", float, None, "Largest global norm of a gradient."),
+)
+_SERVER = (
+    Setting("--server-optimizer", "algorithm.optimizer.name", click.Choice(SERVER_OPTIMIZERS), "sgd", "Of the server."),
+    Setting("--server-lr", "algorithm.optimizer.learning_rate", float, None, "By default 1; of the adaptive 0.01."),
+    Setting("--server-momentum", "algorithm.optimizer.momentum", float, None, "Of momentum; by default 0.9."),
+    Setting("--server-beta1", "algorithm.optimizer.beta_1", float, None, "Decay of the adaptive's first moment."),
+    Setting("--server-beta2", "algorithm.optimizer.beta_2", float, None, "Decay of the adaptive's second moment."),
+    Setting("--server-tau", "algorithm.optimizer.tau", float, None, "Of the adaptive; by default 0.001."),
+    Setting("--aggregator", "algorithm.aggregator", click.Choice(AGGREGATORS), "mean", "Of the clients' deltas."),
+    Setting("--weighting", "algorithm.weighting", click.Choice(WEIGHTINGS), None, "Of the mean; by examples."),
+    Setting("--trim", "algorithm.trim", float, None, "Of trimmed_mean: share left out at each end; 0.1."),
+    Setting("--clip-update", "algorithm.clip_norm", float, None, "Largest norm of a delta; a longer one is scaled."),
+    Setting("--zero-update", "algorithm.zero_norm", float, None, "A delta of a larger norm does not count."),
+)
+_WORLD = (
+    Setting("--over-selection", "world.over_selection", float, 1.0, "Select so many times the cohort."),
+    Setting("--drop-out", "world.drop_out", float, 0.0, "Chance that a selected client never reports."),
+    Setting("--availability", "world.availability.share", float, 1.0, "Mean share of clients available."),
+    Setting("--concentration", "world.availability.concentration", float, 2.0, "How much one hour exceeds others."),
+    Setting("--label-hours", "world.availability.label_hours", float, 24.0, "Over which labels' peaks are spread."),
+    Setting("--noise-hours", "world.availability.noise_hours", float, 2.0, "Of a client's peak around its label's."),
+    Setting("--round-minutes", "world.availability.round_minutes", float, 60.0, "From one round to the next."),
+    Setting("--deadline", "world.stragglers.deadline_seconds", float, None, "Later reports don't count, seconds."),
+    Setting("--seconds-per-example", "world.stragglers.seconds_per_example", float, 0.01, "Of the median device."),
+    Setting("--device-spread", "world.stragglers.device_spread", float, 0.5, "Of devices' times, log-normal: σ."),
+    Setting("--round-spread", "world.stragglers.round_spread", float, 0.25, "Of a device's times in rounds: σ."),
+    Setting("--corrupt", "world.faults.corrupt", float, 0.0, "Chance of a report to be corrupt."),
+    Setting("--corrupt-kind", "world.faults.corrupt_kind", click.Choice(FAULTS), "nan", "What it then is."),
+    Setting("--malicious", "world.faults.malicious", float, 0.0, "Share of clients that mean harm."),
+    Setting("--malicious-kind", "world.faults.malicious_kind", click.Choice(FAULTS), "sign-flipped", "What they send."),
+    Setting("--fault-scale", "world.faults.scale", float, 10.0, "Factor of a scaled update."),
+)
+SECTIONS = {"Data": (*WHO_HAS_WHAT, *CHANGES), "Training": _TRAINING, "The server": _SERVER, "The world": _WORLD}
+ALL = tuple(setting for settings in SECTIONS.values() for setting in settings)
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists the settings under their sections, and its own options after them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        for title, settings in SECTIONS.items():
+            rows = [records.pop(setting.parameter) for setting in settings]
+            with formatter.section(title):
+                formatter.write_dl([row for row in rows if row])
+        with formatter.section("Run"):
+            formatter.write_dl([row for row in records.values() if row])
+
+
+def experiment_options(function: _Function) -> _Function:
+    """All settings, and --config; the command gets `config` and the settings' parameters, see `experiment_of`."""
+    return click.option(
+        "--config", type=_PATH, help="experiment.toml to start from; what is given besides takes its values' place."
+    )(setting_options(ALL)(function))
+
+
+def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experiment:
+    """The experiment that file and options describe.
+
+    Args:
+        config: the file, if any.
+        settings: parameter name → value, None where the option was not given.
+
+    Raises:
+        InputError: a value is out of range, or the file is not right.
+    """
+    from tff_sim.experiment_file import load_experiment
+    from tff_sim.settings import nested
+
+    return load_experiment(config, nested(given(ALL, dict(settings))))

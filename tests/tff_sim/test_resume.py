@@ -1,0 +1,165 @@
+"""A run that is killed goes on as if nothing had happened; a folder with hours of work in it is not written over."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.main import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
+
+# With a state of the server's optimiser, a schedule, and rounds in which nobody reports.
+EXPERIMENT = """
+rounds = 8
+seed = 3
+[data]
+clients = 20
+present = 0.5
+added = 0.1
+[work]
+learning_rate = 0.2
+[schedule]
+name = "exponential"
+decay = 0.9
+[algorithm.optimizer]
+name = "fedadam"
+[world]
+drop_out = 0.5
+"""
+# In one process each: as its first checkpoint is half written, in the middle of round 3, before its fifth file is
+# renamed, which is its second checkpoint, and between round 6's row and its checkpoint.
+INSTANTS = ["fsync:3", "round:3", "replace:5", "metrics:6"]
+
+
+def _rows(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open(newline="") as stream:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(stream)]
+
+
+def _summary(out: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return {key: value for key, value in summary.items() if not key.startswith("seconds")}
+
+
+def _run(*arguments: str | Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.tff_sim.killed_runs", *map(str, arguments)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=900,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_run_killed_at_any_instant_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(EXPERIMENT)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    _run(experiment, killed, whole, *INSTANTS)
+    assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+    assert _rows(killed) == _rows(whole)
+    assert _summary(killed) == _summary(whole)
+    assert (killed / "experiment.toml").read_bytes() == (whole / "experiment.toml").read_bytes()
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+    # It was a run worth the test: somebody reported in some rounds, and in others nobody.
+    clients = [int(row["clients"]) for row in _rows(whole)]
+    assert len(clients) == 8
+    assert 0 in clients
+    assert _summary(whole)["empty_rounds"] == clients.count(0)
+    for before, after in zip(_rows(whole), _rows(whole)[1:], strict=False):
+        if after["clients"] == "0":
+            assert (after["test_loss"], after["train_loss"]) == (before["test_loss"], "nan")
+    # Each round is in TensorBoard's events once.
+    (events,) = (killed / "tensorboard").iterdir()
+    steps = [
+        event.step
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+        if value.tag == "test/accuracy"
+    ]
+    assert steps == list(range(1, 9))
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two rounds that passes for one that was broken off: it has no summary."""
+    out = tmp_path_factory.mktemp("broken") / "run"
+    assert main(["simulate", "--clients", "10", "--rounds", "2", "--out", str(out)]) == 0
+    (out / "summary.json").unlink()
+    yield out
+
+
+def _line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["simulate", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("pocketfed: ")
+
+
+def test_a_run_that_was_broken_off_is_not_replaced(broken_off: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {path.name: path.read_bytes() for path in broken_off.iterdir() if path.is_file()}
+    assert _line(["--clients", "10", "--rounds", "3", "--out", str(broken_off)], capsys) == (
+        f"{broken_off}: holds a run that was broken off after round 2 of 2: go on with it by --resume, replace it by"
+        " --overwrite, or choose another --out"
+    )
+    assert {path.name: path.read_bytes() for path in broken_off.iterdir() if path.is_file()} == content
+
+
+def test_another_experiment_does_not_go_on_there(broken_off: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--resume", "--clients", "20", "--rounds", "3", "--lr", "0.5", "--out", str(broken_off)]
+    assert _line(arguments, capsys) == (
+        f"{broken_off}: holds another experiment: data.clients is 10 there, and 20 here; work.learning_rate is 0.1"
+        " there, and 0.5 here; choose another --out, or --overwrite"
+    )
+
+
+def test_a_run_goes_on_for_more_rounds_ends_there_and_is_replaced(
+    broken_off: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume = ["simulate", "--config", str(broken_off / "experiment.toml"), "--resume", "--out", str(broken_off)]
+    assert main([*resume, "--rounds", "3"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["3/3"]
+    straight = tmp_path / "straight"
+    assert main(["simulate", "--clients", "10", "--rounds", "3", "--out", str(straight)]) == 0
+    assert _rows(broken_off) == _rows(straight)
+    assert (broken_off / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+    # There is nothing more to do: the summary is told again, and nothing is written.
+    capsys.readouterr()
+    written = (straight / "summary.json").stat().st_mtime_ns
+    repeat = ["simulate", "--config", str(straight / "experiment.toml"), "--out", str(straight)]
+    assert main([*repeat, "--resume", "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == json.loads((straight / "summary.json").read_text())
+    assert output.err == ""
+    assert (straight / "summary.json").stat().st_mtime_ns == written
+    # Without its checkpoint it can't go on; a finished run is replaced without being asked for.
+    (straight / "checkpoint.zip").unlink()
+    assert _line([*repeat[1:], "--resume"], capsys) == (
+        f"{straight}: its run is finished, and has no checkpoint.zip to go on with; change --out"
+    )
+    assert main([*repeat, "--rounds", "1"]) == 0
+    assert len(_rows(straight)) == 1
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--resume", "--overwrite", "--out", str(tmp_path)]) == 2
+    assert "--resume goes on with what is there, --overwrite replaces it: give one of them" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tff_sim.run_folder import RunFolder
+
+    with RunFolder(tmp_path).working():
+        assert _line(["--rounds", "1", "--out", str(tmp_path)], capsys) == (
+            f"{tmp_path}: another process simulates into it; wait for it, or change --out"
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,145 @@
+"""experiment.toml: what is written is read back, and what is wrong is named by file and key in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.experiment_options import SECTIONS
+from device_runtime.errors import InputError
+from device_runtime.work import ClientWork
+from models.optimizers import ClientOptimizer
+from tff_sim.algorithm import Algorithm, ServerOptimizer
+from tff_sim.data_settings import Data
+from tff_sim.experiment import Experiment
+from tff_sim.experiment_file import dump_experiment, experiment_tables, load_experiment
+from tff_sim.schedules import Schedule
+from tff_sim.settings import differences, flat, nested
+from tff_sim.world import Availability, Faults, Stragglers, World
+
+EXPERIMENTS = st.builds(
+    Experiment,
+    fraction=st.floats(0, 1),
+    rounds=st.integers(1, 10**6),
+    target_accuracy=st.none() | st.floats(0.01, 1),
+    data=st.builds(Data, clients=st.integers(1, 1000), data_dir=st.sampled_from([None, Path("/data/mnist")])),
+    work=st.builds(
+        ClientWork,
+        epochs=st.integers(1, 50),
+        batch_size=st.none() | st.integers(1, 1000),
+        learning_rate=st.floats(1e-6, 100),
+        seed=st.integers(0, 2**53 - 1),
+    ),
+    optimizer=st.builds(ClientOptimizer, clip_norm=st.none() | st.floats(0.1, 10)),
+    schedule=st.sampled_from([Schedule(), Schedule("step", decay_rounds=7), Schedule("cosine", rounds=50, warmup=3)]),
+    algorithm=st.builds(
+        Algorithm,
+        optimizer=st.sampled_from([ServerOptimizer(), ServerOptimizer("fedyogi", learning_rate=0.1, tau=1e-4)]),
+        clip_norm=st.none() | st.floats(0.1, 10),
+    ),
+    world=st.builds(
+        World,
+        drop_out=st.floats(0, 1),
+        availability=st.builds(Availability, share=st.floats(0.1, 1)),
+        stragglers=st.builds(Stragglers, deadline_seconds=st.none() | st.floats(1, 100)),
+        faults=st.builds(Faults, corrupt=st.floats(0, 1)),
+    ),
+)
+
+
+@given(experiment=EXPERIMENTS)
+def test_what_is_written_is_read_back(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "experiment.toml"
+    path.write_bytes(dump_experiment(experiment))
+    assert load_experiment(path, {}) == experiment
+
+
+def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(
+        'seed = 7\nmodel = "mnist_2nn"\n[data]\ndata_dir = "mnist"\n[work]\nbatch_size = "all"\nlearning_rate = 1\n'
+        '[optimizer]\nclip_norm = "none"\n[world.stragglers]\ndeadline_seconds = 3\n'
+    )
+    experiment = load_experiment(path, {"work": {"epochs": 5, "learning_rate": 0.5}, "fraction": 0.2})
+    assert experiment == Experiment(
+        model="mnist_2nn",
+        fraction=0.2,
+        data=Data(data_dir=tmp_path / "mnist"),  # relative to the file
+        work=ClientWork(epochs=5, batch_size=None, learning_rate=0.5, seed=7),
+        world=World(stragglers=Stragglers(deadline_seconds=3.0)),
+    )
+    assert load_experiment(None, {}) == Experiment()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs = 3", "unknown key 'epochs'; known here: model, fraction, "),
+        ("[work]\nepoch = 3", "unknown key 'work.epoch'; known here: epochs, batch_size, "),
+        ("[work]\nseed = 3", "unknown key 'work.seed'; the seed stands at the top, before all tables"),
+        ("[work]\ndeadline_seconds = 3", "unknown key 'work.deadline_seconds'"),
+        ("[world.weather]\nrain = true", "unknown key 'world.weather'; known here: over_selection, "),
+        ("rounds = 'many'", "rounds should be a whole number, not 'many'"),
+        ("rounds = true", "rounds should be a whole number, not True"),
+        ("rounds = 1.5", "rounds should be a whole number, not 1.5"),
+        ("rounds = 0", "rounds should be at least 1, not 0"),
+        ("seed = 'x'", "seed should be a whole number, not 'x'"),
+        ("fraction = 2", "fraction should be from 0 to 1, not 2.0"),
+        ("fraction = 'half'", "fraction should be a number, not 'half'"),
+        ("target_accuracy = 97", "target_accuracy should be above 0 and at most 1, not 97.0"),
+        ("model = 3", "model should be a text, not 3"),
+        ("work = 3", "work should be a table, [work], not 3"),
+        ("[work]\nbatch_size = 'some'", "work.batch_size should be a whole number, or 'all', not 'some'"),
+        ("[work]\nepochs = 0", "[work] epochs should be a whole number of at least 1, not 0"),
+        ("[optimizer]\nmomentum = 2", "[optimizer] momentum should be a number of at least 0 and below 1, not 2.0"),
+        ("[data]\ndata_dir = 3", "data.data_dir should be a path, or 'none', not 3"),
+        ("[world]\ndrop_out = 2", "[world] drop_out should be from 0 to 1, not 2.0"),
+        ("[world.faults]\ncorrupt = 2", "[world.faults] corrupt should be from 0 to 1, not 2.0"),
+        ("[algorithm.optimizer]\nbeta_1 = 2", "[algorithm.optimizer] --server-beta1"),
+        ("[schedule]\nname = 'x'", "[schedule] --lr-schedule should be one of constant, "),
+        ("rounds = ", "not a TOML file: "),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_experiment(path, {})
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{tmp_path / 'x.toml'}: can't read it: No such file or directory$"):
+        load_experiment(tmp_path / "x.toml", {})
+    (tmp_path / "y.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=rf"^{tmp_path / 'y.toml'}: not a TOML file: "):
+        load_experiment(tmp_path / "y.toml", {})
+
+
+def test_each_option_is_a_key_of_the_file_with_the_default_that_its_help_shows() -> None:
+    """The help can't ask the experiment, which takes seconds to load."""
+    defaults = dict(flat(experiment_tables(Experiment())))
+    settings = [setting for section in SECTIONS.values() for setting in section]
+    assert {setting.key: defaults.get(setting.key) for setting in settings} == {s.key: s.default for s in settings}
+    for setting in settings:
+        value = {"work.batch_size": "all"}.get(setting.key, setting.default)
+        if value is not None:
+            load_experiment(None, nested({setting.key: value}))
+
+
+def test_a_cosine_ends_with_the_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("rounds = 40\n[schedule]\nname = 'cosine'")
+    assert load_experiment(path, {}).schedule.rounds == 40
+    assert load_experiment(path, {"rounds": 50}).schedule.rounds == 40
+    assert load_experiment(None, {"rounds": 50, "schedule": {"name": "cosine"}}).schedule.rounds == 50
+
+
+def test_differences_are_told_by_key() -> None:
+    one, other = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3, "d": 4}}
+    assert differences(one, other) == {"b.c": (2, 3), "b.d": (None, 4)}
+    assert differences(one, one) == {}

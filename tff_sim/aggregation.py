@@ -1,0 +1,117 @@
+"""From the clients' deltas to one: what counts, and the mean or median of it, as a TFF aggregation process."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from device_runtime.work import ClientWork
+from tff_sim.algorithm import Algorithm
+from tff_sim.robust import build_robust_aggregator
+from tff_sim.server_optimizer import all_finite
+
+
+def build_aggregator(algorithm: Algorithm, work: ClientWork, update_type: Any) -> Any:
+    """A weighted `tff.templates.AggregationProcess`: next(state, updates, numbers of examples).
+
+    Its result has the type of an update. It is 0/0, NaN, where no delta counts; the finalizer then takes no step.
+    Its measurements are those of the aggregator itself, then ``clients`` and ``examples``, which are those that count,
+    and `tff_sim.algorithm.COUNTS`.
+
+    The deltas are looked at where they arrive, as a server can: after they were decoded. A client that means harm would
+    not clip its own.
+
+    Args:
+        algorithm: what counts, and how.
+        work: of the clients; names the codec of their updates.
+        update_type: TFF's type of a pseudo-gradient, a list of float32 tensors.
+    """
+    inner = _inner(algorithm, update_type)
+
+    @tff.tensorflow.computation(update_type, np.float32)
+    @tf.function
+    def screen(update: Any, examples: Any) -> Any:
+        return screened(algorithm, update, examples)
+
+    @tff.federated_computation(
+        inner.initialize.type_signature.result,
+        tff.FederatedType(update_type, tff.CLIENTS),
+        tff.FederatedType(np.float32, tff.CLIENTS),
+    )
+    def next_fn(state: Any, updates: Any, examples: Any) -> Any:
+        looked_at = tff.federated_map(screen, (updates, examples))
+        output = inner.next(state, looked_at.update, looked_at.weight)
+        counts = tff.federated_sum(looked_at.counts)
+        measurements = tff.federated_map(_flat, (output.measurements, counts))
+        return tff.templates.MeasuredProcessOutput(output.state, output.result, measurements)
+
+    return tff.templates.AggregationProcess(inner.initialize, next_fn)
+
+
+def screened(algorithm: Algorithm, update: Any, examples: tf.Tensor) -> Any:
+    """One client's update as it counts: its `update`, its `weight` in the mean, and `counts`.
+
+    Args:
+        algorithm: of the server.
+        update: list of float32 tensors.
+        examples: n_k, float32 [].
+    """
+    finite = all_finite(update)
+    counts, zeroed, clipped, scale = verdict(algorithm, finite, norm(update))
+
+    def value(tensor: tf.Tensor) -> tf.Tensor:
+        if algorithm.clip_norm is not None:
+            tensor = tf.cast(tf.cast(tensor, tf.float64) * scale, tf.float32)
+        return tf.where(counts, tensor, 0.0)  # also with a weight of 0: 0 · NaN is NaN
+
+    return collections.OrderedDict(
+        update=[value(tensor) for tensor in update],
+        weight=tf.where(counts, examples if algorithm.weighted else 1.0, 0.0),
+        counts=collections.OrderedDict(
+            clients=tf.cast(counts, tf.int32),
+            examples=tf.where(counts, tf.cast(examples, tf.int64), 0),
+            non_finite=tf.cast(~finite, tf.int32),
+            zeroed=tf.cast(zeroed, tf.int32),
+            clipped=tf.cast(clipped, tf.int32),
+        ),
+    )
+
+
+def norm(update: Any) -> tf.Tensor:
+    """The L2 norm of all tensors together, float64 []: of float32 numbers none has a square that float64 can't hold."""
+    return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tf.cast(tensor, tf.float64))) for tensor in update]))
+
+
+def verdict(algorithm: Algorithm, finite: tf.Tensor, norm: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Of a delta: whether it counts, was zeroed, was clipped, bool []; and what it is multiplied by, float64 [].
+
+    Args:
+        algorithm: of the server.
+        finite: bool [].
+        norm: L2, float64 []; not looked at, and so not computed, where the algorithm has no limit.
+    """
+    zeroed = clipped = tf.constant(False)
+    if algorithm.zero_norm is not None:
+        zeroed = finite & (norm > algorithm.zero_norm)
+    counts = finite & ~zeroed
+    scale = tf.constant(1.0, tf.float64)
+    if algorithm.clip_norm is not None:
+        clipped = counts & (norm > algorithm.clip_norm)
+        scale = tf.where(clipped, algorithm.clip_norm / norm, scale)
+    return counts, zeroed, clipped, scale
+
+
+def _inner(algorithm: Algorithm, update_type: Any) -> Any:
+    """The aggregation of what counts: next(state, updates, weights), where a weight of 0 is no update."""
+    if algorithm.aggregator == "mean":
+        return tff.aggregators.MeanFactory().create(update_type, tff.TensorType(np.float32))
+    return build_robust_aggregator(algorithm, update_type)
+
+
+@tff.tensorflow.computation
+def _flat(measurements: Any, counts: Any) -> Any:
+    return collections.OrderedDict(**measurements, **counts)

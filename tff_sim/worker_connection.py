@@ -1,0 +1,160 @@
+"""A connection to one of TFF's workers that ends where the worker does.
+
+TFF's own calls have no time limit, and TFF repeats those that a dead worker can't answer, without end. Here such a
+call raises `WorkerLostError` at once, and a worker that has fallen silent is noticed by asking it something else
+meanwhile: that tells one that was stopped or cut off from one that is busy, however long its clients take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import tensorflow_federated as tff
+
+from device_runtime.errors import NetworkError
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # workers are on this machine or on a private network
+    ("grpc.use_local_subchannel_pool", 1),  # a new connection after a lost one, never the lost one again
+    ("grpc.max_reconnect_backoff_ms", 5000),
+]
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+# No server has this method; any gRPC server that lives answers that it has not, at once and at no cost.
+_PING = "/pocketfed/Ping"
+
+
+class WorkerLostError(NetworkError):
+    """A worker died, was cut off, or exceeded a time limit; the message says which."""
+
+
+class WorkerConnection:
+    """TFF's computations in one worker: `context` is a TFF context, `close` ends all calls.
+
+    Args:
+        target: gRPC's name of the address, such as ``10.0.0.2:8000`` or ``unix:/run/worker``.
+        silence: seconds without any answer until the worker is taken for lost; None waits for ever.
+        limit: seconds that one computation may take; None for as long as it answers otherwise.
+        lost: turns what happened into the error's message.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        silence: float | None = None,
+        limit: float | None = None,
+        lost: Callable[[str], str] = lambda reason: reason,
+    ) -> None:
+        self._channel = _WatchedChannel(grpc.insecure_channel(target, options=_OPTIONS), silence, limit, lost)
+        self._stub = _Stub(self._channel)
+        self._executors: list[Any] = []
+        self.context: Any = tff.framework.SyncExecutionContext(
+            executor_fn=tff.framework.ResourceManagingExecutorFactory(self._executor),
+            compiler_fn=tff.backends.native.desugar_and_transform_to_native,
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the connection stands at this moment."""
+        return bool(self._stub.is_ready)
+
+    def check(self) -> None:
+        """Ask what only TFF's workers can answer.
+
+        Raises:
+            NetworkError: it is none.
+        """
+        try:
+            self._executor({}).close()
+        except WorkerLostError:
+            raise
+        except grpc.RpcError as error:
+            raise NetworkError("what answers there is no worker of TensorFlow Federated") from error
+
+    def close(self) -> None:
+        """Leave nothing behind in the worker, and end the connection with all calls that wait."""
+        for executor in self._executors:
+            executor.close()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End the connection with all calls that wait."""
+        self._channel.close()
+
+    def _executor(self, cardinalities: Any) -> Any:
+        executor = tff.framework.RemoteExecutor(self._stub, stream_structs=False)
+        # A computation of the server alone carries no number of clients; the worker wants one.
+        executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
+        self._executors.append(executor)
+        return executor
+
+
+class _Stub(tff.framework.RemoteExecutorGrpcStub):
+    """What can't be disposed of any more is gone already."""
+
+    def dispose(self, request: Any) -> Any:
+        with contextlib.suppress(WorkerLostError):
+            super().dispose(request)
+
+    def dispose_executor(self, request: Any) -> Any:
+        with contextlib.suppress(WorkerLostError):
+            super().dispose_executor(request)
+
+
+class _WatchedChannel:
+    """The part of `grpc.Channel` that TFF's stub uses, with calls that end."""
+
+    def __init__(self, channel: Any, silence: float | None, limit: float | None, lost: Callable[[str], str]) -> None:
+        self._channel = channel
+        self._silence = silence
+        self._limit = limit
+        self._lost = lost
+        self._error: WorkerLostError | None = None
+        self._ping = channel.unary_unary(_PING)
+        self.subscribe = channel.subscribe
+
+    def unary_unary(self, method: str, **serializers: Any) -> Callable[[Any], Any]:
+        start = self._channel.unary_unary(method, **serializers).future
+
+        def call(request: Any) -> Any:
+            if self._error is not None:
+                raise self._error
+            try:
+                return self._answer(start, request)
+            except (grpc.FutureCancelledError, ValueError) as error:  # the latter for a call on a closed channel
+                self._error = WorkerLostError(self._lost("the connection was closed"))
+                raise self._error from error
+            except grpc.RpcError as error:
+                if error.code() not in _GONE:
+                    raise
+                self._error = WorkerLostError(self._lost(self._reason(error.code())))
+                raise self._error from error
+
+        return call
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _answer(self, start: Callable[..., Any], request: Any) -> Any:
+        call = start(request, timeout=self._limit)
+        if self._silence is None:
+            return call.result()
+        while True:
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                return call.result(self._silence / 2)
+            try:
+                self._ping(b"", timeout=self._silence / 2)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    call.cancel()
+                    self._error = WorkerLostError(self._lost(f"no answer for {self._silence:g} s"))
+                    raise self._error from None
+
+    def _reason(self, code: Any) -> str:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"not done within {self._limit:g} s"
+        return "the connection broke off"

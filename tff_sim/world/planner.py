@@ -1,0 +1,135 @@
+"""The world as a planner: who reports in a round, from seed and round alone.
+
+Whatever is random comes from a generator of its own, so that a world with one more trouble has the same of the others:
+a Philox whose key is seed and round, and whose counter's last word says what it is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tff_sim.plan import Planner, RoundPlan, cohort_size
+from tff_sim.population import Population
+from tff_sim.world.description import Faults, World
+
+# What a generator is for. The first, 0, is `tff_sim.plan.random_cohorts`'s: the selection.
+_SELECTION, _PRESENCE, _DROP_OUT, _DURATION, _CORRUPTION, _PEAK, _DEVICE, _MALICE = range(8)
+_ALWAYS = 0  # no round: what a client has for good
+
+
+@dataclass(frozen=True)
+class ClientTraits:
+    """What the world knows of the clients; arrays, for there may be very many of them.
+
+    Attributes:
+        names: K of them.
+        sizes: int [K], examples of each.
+        labels: int [K], the label that most of a client's examples have; None where labels are not classes.
+        classes: how many labels there are.
+    """
+
+    names: Sequence[str]
+    sizes: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+    classes: int = 0
+
+    @classmethod
+    def of(cls, population: Population) -> ClientTraits:
+        """Those of a population."""
+        counts = population.label_counts
+        labels, classes = (None, 0) if counts is None else (counts.argmax(axis=1), counts.shape[1])
+        return cls(population.names, population.sizes, labels, classes)
+
+
+def world_planner(world: World, clients: ClientTraits, fraction: float, epochs: int, seed: int) -> Planner:
+    """Plans of rounds in this world.
+
+    A round's goal are m = max(C·K, 1) reports. Clients are drawn from those available, `over_selection`·m of them; of
+    those that neither drop out nor are late, the first m count. Where fewer come, it is those; maybe none.
+
+    Its plans count ``available``, ``selected``, ``dropped_out``, ``late``, ``surplus`` (in time, but after the goal),
+    ``corrupt`` and ``malicious`` (of those that count).
+
+    Args:
+        world: what may happen.
+        clients: K of them.
+        fraction: C; 0 is one client.
+        epochs: E, for the time that a client needs.
+        seed: of all that is random.
+    """
+    count, goal = len(clients.names), cohort_size(len(clients.names), fraction)
+    wanted = math.ceil(world.over_selection * goal - 1e-9)
+    peaks = _peaks(world, clients, seed)
+    stragglers = world.stragglers
+    device_factor = np.exp(stragglers.device_spread * _generator(seed, _ALWAYS, _DEVICE).standard_normal(count))
+    seconds = stragglers.seconds_per_example * epochs * clients.sizes * device_factor
+    malicious = np.zeros(count, bool)
+    malicious[_generator(seed, _ALWAYS, _MALICE).permutation(count)[: round(world.faults.malicious * count)]] = True
+
+    def plan(number: int) -> RoundPlan:
+        available = _available(world, peaks, count, number, seed)
+        chosen = _generator(seed, number, _SELECTION).choice(len(available), min(wanted, len(available)), replace=False)
+        selected = available[chosen]
+        stays = _generator(seed, number, _DROP_OUT).random(len(selected)) >= world.drop_out
+        noise = _generator(seed, number, _DURATION).standard_normal(len(selected))
+        durations = seconds[selected] * np.exp(stragglers.round_spread * noise)
+        deadline = stragglers.deadline_seconds
+        in_time = stays & (durations <= (math.inf if deadline is None else deadline))
+        order = np.argsort(durations, kind="stable")
+        reporting = selected[order][in_time[order]]
+        counted = reporting[:goal]
+        corrupt = _generator(seed, number, _CORRUPTION).random(len(counted)) < world.faults.corrupt
+        factors = _factors(world.faults, malicious[counted], corrupt)
+        return RoundPlan(
+            {clients.names[client]: factor for client, factor in zip(counted.tolist(), factors, strict=True)},
+            {
+                "available": len(available),
+                "selected": len(selected),
+                "dropped_out": int((~stays).sum()),
+                "late": int((stays & ~in_time).sum()),
+                "surplus": len(reporting) - len(counted),
+                "corrupt": int(corrupt.sum()),
+                "malicious": int(malicious[counted].sum()),
+            },
+        )
+
+    return plan
+
+
+def _generator(seed: int, number: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
+
+
+def _peaks(world: World, clients: ClientTraits, seed: int) -> npt.NDArray[np.float64]:
+    """The hour at which each client is most likely there; of no label: any hour."""
+    rng = _generator(seed, _ALWAYS, _PEAK)
+    count, availability = len(clients.names), world.availability
+    if clients.labels is None:
+        return 24 * rng.random(count)
+    noise = availability.noise_hours * rng.standard_normal(count)
+    hours = clients.labels.astype(np.float64) * (availability.label_hours / clients.classes)
+    peaks: npt.NDArray[np.float64] = (hours + noise) % 24
+    return peaks
+
+
+def _available(
+    world: World, peaks: npt.NDArray[np.float64], count: int, number: int, seed: int
+) -> npt.NDArray[np.int64]:
+    availability = world.availability
+    if availability.share == 1:
+        return np.arange(count)
+    hour = number * availability.round_minutes / 60
+    kappa = availability.concentration
+    chance = availability.share * np.exp(kappa * np.cos((hour - peaks) * (2 * math.pi / 24))) / np.i0(kappa)
+    return np.flatnonzero(_generator(seed, number, _PRESENCE).random(count) < chance)
+
+
+def _factors(faults: Faults, malicious: npt.NDArray[np.bool_], corrupt: npt.NDArray[np.bool_]) -> list[float]:
+    factors = np.where(malicious, faults.factor(faults.malicious_kind), 1.0)
+    result: list[float] = np.where(corrupt, faults.factor(faults.corrupt_kind), factors).tolist()
+    return result
