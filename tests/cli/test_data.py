@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cli.data_options import DataOptions
 from cli.main import main
 from tff_sim import datasets
+from tff_sim.data_settings import Data
 from tff_sim.partition import deal, partition, scheme
 from tff_sim.population import Growth
 
@@ -141,32 +141,16 @@ def test_export_into_a_folder_with_something_in_it(tmp_path: Path, capsys: pytes
     )
 
 
-def test_options_become_a_spec() -> None:
-    given = DataOptions("digits", None, "shards", 5, 3, None, None, None, None, present=0.5, deleted=0.1)
+def test_settings_become_a_spec() -> None:
+    given = Data(partition="shards", clients=5, shards_per_client=3, present=0.5, deleted=0.1)
     spec = given.spec(seed=4)
     assert (spec.scheme, spec.clients, spec.seed) == (scheme("shards", shards_per_client=3), 5, 4)
     assert spec.growth == Growth(present=0.5, added=0.0, deleted=0.1)
-    plain = DataOptions("digits", None, None, None, None, None, None, None, None).spec(0)
+    plain = Data().spec(0)
     assert (plain.scheme, plain.growth, plain.augment) == (None, None, False)
 
 
-def test_options_of_changes_are_for_commands_that_want_them(capsys: pytest.CaptureFixture[str]) -> None:
-    import click
-
-    from cli.data_options import data_options
-
-    seen: list[DataOptions] = []
-
-    @click.command()
-    @data_options(changes=True)
-    @click.option("--other", default=1)
-    def experiment(data: DataOptions, other: int) -> None:
-        seen.append(data)
-
-    arguments = ["--added", "0.1", "--present", "0.2", "--augment", "--partition", "iid", "--other", "3"]
-    experiment.main(arguments, standalone_mode=False)
-    assert seen[0].spec(1).growth == Growth(0.2, 0.1, 0.0)
-    assert seen[0].augment
+def test_changes_are_of_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "info", "--added", "0.1"]) == 2
     assert "No such option '--added'" in capsys.readouterr().err
 
