@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -66,8 +67,8 @@ def test_help_names_all_data_sets_and_partitions(command: str, capsys: pytest.Ca
     assert (*datasets.NAMES, PACKED) == DATASET_NAMES
     assert tuple(SCHEMES) == PARTITION_NAMES
     assert main(["data", command, "--help"]) == 0
-    words = set(capsys.readouterr().out.replace(",", " ").replace(".", " ").replace(";", " ").split())
-    assert words >= {*DATASET_NAMES, *PARTITION_NAMES}
+    text = re.sub(r"-\n\s+", "-", capsys.readouterr().out)  # lines are broken at hyphens, too
+    assert set(re.split(r"[\s,.;]+", text)) >= {*DATASET_NAMES, *PARTITION_NAMES}
 
 
 @pytest.mark.filterwarnings("ignore")  # importing TensorFlow 2.14 gives warnings of its dependencies

@@ -19,6 +19,7 @@ from tff_sim import datasets
 from tff_sim.client_names import ListedNames, NumberedNames
 from tff_sim.errors import DatasetError
 from tff_sim.partition import deal, partition, scheme
+from tff_sim.plan import random_cohorts
 from tff_sim.population import (
     DealtPopulation,
     GrowingPopulation,
@@ -121,9 +122,7 @@ def test_numbers_that_are_too_large_are_an_index_error() -> None:
         names.index("x")
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_cohort_of_names_is_a_cohort_of_the_list() -> None:
-    random_cohorts = pytest.importorskip("tff_sim.simulation").random_cohorts
     for count in (30, 20_000):
         names = NumberedNames(count)
         for number in (1, 2, 50):
