@@ -26,6 +26,7 @@ _OPTIONS = [
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 # No server has this method; any gRPC server that lives answers that it has not, at once and at no cost.
 _PING = "/pocketfed/Ping"
+_PING_SECONDS = 5.0
 
 
 class WorkerLostError(NetworkError):
@@ -145,9 +146,9 @@ class _WatchedChannel:
             return call.result()
         while True:
             with contextlib.suppress(grpc.FutureTimeoutError):
-                return call.result(self._silence / 2)
+                return call.result(_PING_SECONDS)
             try:
-                self._ping(b"", timeout=self._silence / 2)
+                self._ping(b"", timeout=self._silence)
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     call.cancel()

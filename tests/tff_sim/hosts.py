@@ -20,11 +20,10 @@ PORT = 8700
 
 @dataclass(frozen=True)
 class Host:
-    """Where a worker can run: its address, the namespace it is in, and this end of the cable to it."""
+    """Where a worker can run: its address, and the namespace it is in, whose `eth0` is a cable to this host."""
 
     ip: str
     namespace: str | None = None
-    cable: str | None = None
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         return [*(["ip", "netns", "exec", self.namespace] if self.namespace else []), *arguments]
@@ -95,7 +94,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             for arguments in (["addr", "add", f"10.213.{number}.2/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
                 _ip("-n", name, *arguments)
             _ip("-n", name, "link", "set", "lo", "up")
-            hosts.append(Host(f"10.213.{number}.2", name, name))
+            hosts.append(Host(f"10.213.{number}.2", name))
         yield hosts[0], hosts[1]
 
 
@@ -127,7 +126,7 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def when_it_computes(worker: RunningWorker, action: Callable[[], None], seconds: float = 0.5) -> None:
+def when_it_computes(worker: RunningWorker, action: Callable[[], None], seconds: float = 0.3) -> None:
     """Do it when the worker has computed for so long from now on; that it comes to that is the caller's to see."""
     program = worker.program
     end, start = time.monotonic() + 120, processor_seconds(program)

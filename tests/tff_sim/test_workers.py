@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randran
 TIMEOUT = 600.0
 SPEC = models.get("digits_mlp")
 SHORT = ClientWork(epochs=2, batch_size=5, seed=3)
-LONG = ClientWork(epochs=400, batch_size=5, learning_rate=0.01, seed=3)  # seconds, so that something can happen
+LONG = ClientWork(epochs=1500, batch_size=5, learning_rate=0.01, seed=3)  # seconds, so that something can happen
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,9 @@ def _go_on(worker: RunningWorker) -> None:
 
 
 def _cable(worker: RunningWorker, state: str) -> None:
-    if worker.host.cable is None:
+    if worker.host.namespace is None:
         pytest.skip("network namespaces need root and 'ip'")
-    subprocess.run(["ip", "link", "set", worker.host.cable, state], check=True)
+    subprocess.run(["ip", "-n", worker.host.namespace, "link", "set", "eth0", state], check=True)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_worker_that_is_lost_in_a_round_changes_nothing(
     clients: dict[str, Examples],
     pair: tuple[RunningWorker, RunningWorker],
 ) -> None:
-    if reason.startswith("no answer") and pair[1].host.cable is None and lose is not _stop:
+    if reason.startswith("no answer") and pair[1].host.namespace is None and lose is not _stop:
         pytest.skip("network namespaces need root and 'ip'")
     notices: list[str] = []
     with remote_workers(workers_at(pair, silence=10), notices.append):

@@ -1,0 +1,152 @@
+"""Rounds over one and over two workers of TensorFlow Federated, each on a core of its own, and what travels in a round.
+
+A tenth of McMahan et al. 2017's 100 clients with 600 examples each, E = 1, B = 10; the pixels are random, which changes
+nothing of the time. With one core a worker, two of them can at best halve the time of a round; how near they come is
+the efficiency. Both sides are measured in this run, by turns.
+
+    python -m benchmarks.workers --model mnist_2nn --turns 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import models
+from benchmarks.errors import BenchmarkError
+from device_runtime.examples import Examples
+from device_runtime.work import ClientWork
+from tff_sim.addresses import Address, Workers, parse_address
+from tff_sim.child_process import dies_with_parent
+
+CLIENTS, EXAMPLES, ROUNDS = 10, 600, 4
+
+
+@contextlib.contextmanager
+def worker_on_core(core: int) -> Iterator[Address]:
+    """``pocketfed worker`` on a free port, with one core to compute on."""
+    command = ["taskset", "-c", str(core), str(Path(sys.executable).with_name("pocketfed")), "worker", "--port", "0"]
+    process = subprocess.Popen(
+        dies_with_parent(["/usr/bin/env", *command]), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("listening on "):
+            raise BenchmarkError("'pocketfed worker' did not start")
+        yield parse_address(line.split()[-1])
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class Meter:
+    """Counts the bytes of the connections to a worker that go through `address`."""
+
+    def __init__(self, worker: Address) -> None:
+        self.sent = 0
+        self.received = 0
+        self._worker = worker
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = Address("127.0.0.1", self._server.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            outer, _ = self._server.accept()
+            inner = socket.create_connection((self._worker.host, self._worker.port))
+            threading.Thread(target=self._pass_on, args=(outer, inner, "sent"), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(inner, outer, "received"), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, counter: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                setattr(self, counter, getattr(self, counter) + len(data))
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+class Rounds:
+    """Rounds of one model, on whichever workers."""
+
+    def __init__(self, model: str) -> None:
+        from tff_sim.engine import ClientTask, ProcessEngine
+        from tff_sim.fed_avg import build_fed_avg
+
+        spec = models.get(model)
+        self._work = ClientWork(epochs=1, batch_size=10)
+        self._engine = ProcessEngine(build_fed_avg(spec, self._work, models.initial_weights(spec, 0)))
+        rng = np.random.default_rng(0)
+        shape = (EXAMPLES, *spec.input.shape[1:])
+        self._tasks = [
+            ClientTask(
+                f"client-{number}",
+                Examples(rng.random(shape, np.float32), rng.integers(0, 10, EXAMPLES).astype(np.int32)),
+                number,
+            )
+            for number in range(CLIENTS)
+        ]
+
+    def seconds(self, workers: Sequence[Address], meters: Sequence[Meter] = ()) -> tuple[list[float], list[Any]]:
+        """Seconds of each round but the first, in which the workers load the computation; (sent, received) of each."""
+        from tff_sim.workers import remote_workers
+
+        seconds, traffic = [], []
+        with remote_workers(Workers(tuple(workers), 300.0)):
+            state = self._engine.initialize()
+            for _ in range(ROUNDS):
+                before = [(meter.sent, meter.received) for meter in meters]
+                started = time.perf_counter()
+                state = self._engine.round(state, self._work, self._tasks).state
+                seconds.append(time.perf_counter() - started)
+                traffic.append(
+                    [
+                        (meter.sent - sent, meter.received - received)
+                        for meter, (sent, received) in zip(meters, before, strict=True)
+                    ]
+                )
+        return seconds[1:], traffic[1:]
+
+
+def measure(model: str, turns: int) -> dict[str, Any]:
+    """Medians of seconds a round, the efficiency, and bytes a round and worker."""
+    rounds = Rounds(model)
+    one: list[float] = []
+    two: list[float] = []
+    with worker_on_core(0) as first, worker_on_core(1) as second:
+        meters = [Meter(first), Meter(second)]
+        _, traffic = rounds.seconds([meter.address for meter in meters], meters)
+        for _ in range(turns):
+            one += rounds.seconds([first])[0]
+            two += rounds.seconds([first, second])[0]
+    return {
+        "model": model,
+        "seconds_one_worker": median(one),
+        "seconds_two_workers": median(two),
+        "efficiency": median(one) / median(two) / 2,
+        "bytes_to_and_from_each_worker": traffic[-1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mnist_2nn")
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    print(json.dumps(measure(arguments.model, arguments.turns), indent=2))
+
+
+if __name__ == "__main__":
+    main()
