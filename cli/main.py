@@ -16,6 +16,7 @@ from cli.data import data
 from cli.demo import demo
 from cli.export import export
 from cli.flash import flash
+from cli.reproduce import reproduce
 from cli.serve import serve
 from cli.signing import keygen, sign, verify
 from cli.simulate import simulate
@@ -41,22 +42,11 @@ def app() -> None:
     """
 
 
-for command in (
-    demo,
-    data,
-    simulate,
-    sweep,
-    worker,
-    export,
-    parity,
-    inspect,
-    keygen,
-    sign,
-    verify,
-    flash,
-    serve,
-    bench,
-):
+_COMMANDS = (
+    *(demo, data, simulate, sweep, reproduce, worker, export, parity, inspect),
+    *(keygen, sign, verify, flash, serve, bench),
+)
+for command in _COMMANDS:
     app.add_command(command)
 
 

@@ -158,17 +158,13 @@ def _list(tables: dict[str, list[Row]], as_json: bool) -> None:
     if as_json:
         print_json({name: [_about(row) for row in rows] for name, rows in tables.items()})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("row", "experiment", "target: rounds in the paper", "learning rate")
-    for rows in tables.values():
-        for row in rows:
-            published = ", ".join(
-                f"{target:.0%}: {'—' if rounds is None else f'{rounds:g}'}" for target, rounds in row.published.items()
-            )
-            table.add_row(row.name, row.about, published, f"{row.experiment.work.learning_rate:g}")
-    Console().print(table)
+    listed = [row for rows in tables.values() for row in rows]
+    names, about = (max(len(getattr(row, field)) for row in listed) for field in ("name", "about"))
+    for row in listed:
+        published = ", ".join(
+            f"{target:.0%} in {'—' if rounds is None else f'{rounds:g}'}" for target, rounds in row.published.items()
+        )
+        click.echo(f"{row.name:{names}}  {row.about:{about}}  {published}")
 
 
 def _about(row: Row) -> dict[str, Any]:

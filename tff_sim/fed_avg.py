@@ -70,7 +70,9 @@ def build_server_update(work: ClientWork, initial_weights: Weights, algorithm: A
     finalizer = build_finalizer(algorithm.optimizer, weights_type)
     start = _start(initial_weights)
     results_type = tff.FederatedType(
-        tff.to_type(tff.learning.templates.ClientResult(encoded_type(work, weights_type.trainable), tff.TensorType(np.float32))),
+        tff.to_type(
+            tff.learning.templates.ClientResult(encoded_type(work, weights_type.trainable), tff.TensorType(np.float32))
+        ),
         tff.CLIENTS,
     )
 

@@ -46,5 +46,3 @@ def by_chunk(function: Callable[..., Any], *pieces: Any) -> Any:
     graph = tf.function(function, autograph=False).get_concrete_function(*one)
     signature = tf.nest.map_structure(tf.TensorSpec.from_tensor, graph.structured_outputs)
     return tf.map_fn(lambda rows: graph(*rows), pieces, fn_output_signature=signature)
-
-

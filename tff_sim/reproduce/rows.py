@@ -59,7 +59,7 @@ def _row(
 
 
 def _written(batch_size: int | None) -> str:
-    return "all" if batch_size is None else str(batch_size)
+    return "inf" if batch_size is None else str(batch_size)
 
 
 def _mnist(model: str, iid: bool, fraction: float, epochs: int, batch_size: int | None, rate: float) -> Experiment:
