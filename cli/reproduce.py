@@ -12,7 +12,7 @@ from cli.options import JSON, SEED, print_json
 from cli.sweep import print_sweep, resuming
 
 if TYPE_CHECKING:
-    from tff_sim.reproduce import Row
+    from tff_sim.reproduce import Entry, Row
 
 # Help loads no NumPy: so the names stand here once more, and a test compares.
 _PATH = click.Path(path_type=Path)
@@ -85,8 +85,8 @@ def reproduce(
 
         print_json({name: [asdict(entry) for entry in entries] for name, entries in reports.items()})
         return
-    for name, entries in reports.items():
-        _print(name, entries)
+    for entries in reports.values():
+        _print(entries)
     for path in [*(out / f"{name}.md" for name in reports), *filter(None, figures)]:
         click.echo(str(path))
 
@@ -177,21 +177,13 @@ def _about(row: Row) -> dict[str, Any]:
     }
 
 
-def _print(name: str, entries: list[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(name, "target")
-    for heading in ("paper", "here", "speed-up, paper", "here", "best accuracy"):
-        table.add_column(heading, justify="right")
+def _print(entries: list[Entry]) -> None:
     for entry in entries:
-        table.add_row(
-            entry.row,
-            f"{entry.target:.0%}",
-            "—" if entry.published is None else f"{entry.published:g}",
-            f"not in {entry.rounds}" if entry.measured is None else f"{entry.measured:.1f}",
-            "—" if entry.published_speedup is None else f"{entry.published_speedup:.1f}×",
-            "—" if entry.measured_speedup is None else f"{entry.measured_speedup:.2f}×",
-            f"{entry.best_accuracy:.2%}",
+        measured = f"not in {entry.rounds}" if entry.measured is None else f"in {entry.measured:.1f}"
+        published = "" if entry.published is None else f" (paper: {entry.published:g})"
+        times = (
+            "" if entry.measured_speedup is None else f", {entry.measured_speedup:.2f} times as fast as the baseline"
         )
-    Console().print(table)
+        click.echo(
+            f"{entry.row}: {entry.target:.0%} {measured} rounds{published}{times}; best {entry.best_accuracy:.2%}"
+        )

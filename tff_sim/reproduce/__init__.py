@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tff_sim.reproduce.report import write_figure, write_report
+from tff_sim.reproduce.report import Entry, write_figure, write_report
 from tff_sim.reproduce.rows import FIGURES, TABLES, Row, chosen_rows
 
-__all__ = ["FIGURES", "TABLES", "Row", "chosen_rows", "write_figure", "write_report"]
+__all__ = ["FIGURES", "TABLES", "Entry", "Row", "chosen_rows", "write_figure", "write_report"]
