@@ -55,6 +55,9 @@ needs_tff = pytest.mark.skipif(
             "model 'mnist_2nn' takes examples of (28, 28, 1), data set 'digits' has (8, 8, 1):"
             " choose another --model or --dataset",
         ),
+        (["--drop-out", "2"], "world: drop_out should be from 0 to 1, not 2.0"),
+        (["--deadline", "0"], "world: deadline_seconds should be above 0, not 0.0"),
+        (["--config", "nowhere.toml"], "nowhere.toml: can't read it: No such file or directory"),
         (["--fraction", "1.5"], "--fraction should be from 0 to 1, not 1.5"),
         (["--rounds", "0"], "--rounds should be at least 1, not 0"),
         (["--target-accuracy", "97"], "--target-accuracy should be above 0 and at most 1, not 97.0"),

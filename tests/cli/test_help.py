@@ -18,7 +18,7 @@ HEAVY = "tensorflow tensorflow_federated fastapi sqlalchemy matplotlib sklearn n
 COUNT_MODULES = f"""
 import sys
 from cli.main import main
-code = main(["--help"])
+code = main([*sys.argv[1:], "--help"])
 print("loaded:", *sorted(set({HEAVY!r}.split()) & set(sys.modules)))
 sys.exit(code)
 """
@@ -26,7 +26,10 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "data", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "flash", "serve", "bench"],
+    [
+        *("demo", "data", "simulate", "sweep", "reproduce", "worker", "export", "parity", "inspect"),
+        *("keygen", "sign", "verify", "flash", "serve", "bench"),
+    ],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command in app.commands
@@ -50,9 +53,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"pocketfed, version {__version__}\n"
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("arguments", [[], ["simulate"], ["sweep"], ["reproduce"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", COUNT_MODULES], capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", COUNT_MODULES, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        stdin=subprocess.DEVNULL,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "loaded:"

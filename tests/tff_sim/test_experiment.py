@@ -33,6 +33,8 @@ SUMMARY = {
 COLUMNS = [
     "round", "seconds", "train_loss", "test_accuracy", "test_loss", "clients", "examples", "upload_bytes",
     "download_bytes",
+    "available", "selected", "dropped_out", "late", "surplus", "corrupt", "malicious", "non_finite", "clipped",
+    "zeroed", "no_step",
 ]  # fmt: skip
 
 
@@ -69,6 +71,8 @@ def test_a_run_in_json_and_its_files(tmp_path: Path) -> None:
     assert list(rows[0]) == COLUMNS
     assert [row["round"] for row in rows] == ["1", "2", "3"]
     assert [row["clients"] for row in rows] == ["2", "2", "2"]
+    assert [(row["available"], row["selected"]) for row in rows] == [("20", "2")] * 3
+    assert {row[name] for row in rows for name in COLUMNS[11:]} == {"0"}
     assert all(143 <= int(row["examples"]) <= 144 for row in rows)  # 1,437 dealt to 20, and two of them
     accuracies = [float(row["test_accuracy"]) for row in rows]
     assert summary["final_accuracy"] == accuracies[-1]
@@ -83,7 +87,12 @@ def test_a_run_in_json_and_its_files(tmp_path: Path) -> None:
     test = Evaluator(SPEC, datasets.load("digits").test)(weights)
     assert test.accuracy == pytest.approx(summary["final_accuracy"])
     assert test.loss == pytest.approx(float(rows[-1]["test_loss"]), rel=1e-5)
-    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    for name in ("accuracy.png", "rounds.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "accuracy.png", "checkpoint.zip", "experiment.toml", "metrics.csv", "rounds.png", "summary.json", "tensorboard",
+        "weights.safetensors",
+    ]  # fmt: skip
 
 
 def test_a_run_stops_at_its_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +125,79 @@ def test_the_clients_optimiser_is_chosen_and_told(tmp_path: Path, capsys: pytest
     assert losses["adam"] < losses["sgd"] - 0.1  # at so small a rate SGD has hardly moved
     assert main(["simulate", "--momentum", "2", "--out", str(tmp_path / "none")]) == 2
     assert "momentum should be a number of at least 0 and below 1, not 2.0" in capsys.readouterr().err
+
+
+def test_a_run_is_repeated_from_its_file(tmp_path: Path) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    options = ["--partition", "dirichlet", "--alpha", "0.5", "--clients", "10", "--fraction", "0.3", "--rounds", "2"]
+    more = ["--seed", "5", "--batch-size", "all", "--server-optimizer", "momentum", "--lr-schedule", "cosine"]
+    world = [
+        "--drop-out",
+        "0.2",
+        "--over-selection",
+        "1.5",
+        "--malicious",
+        "0.3",
+        "--clip-update",
+        "1",
+        "--codec",
+        "q4",
+    ]
+    assert main(["simulate", *options, *more, *world, "--out", str(first)]) == 0
+    assert main(["simulate", "--config", str(first / "experiment.toml"), "--out", str(again)]) == 0
+    assert (first / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
+    assert (first / "experiment.toml").read_bytes() == (again / "experiment.toml").read_bytes()
+    rows, repeated = ([{**row, "seconds": ""} for row in _rows(out)] for out in (first, again))
+    assert rows == repeated
+    summary = json.loads((first / "summary.json").read_text())
+    assert (summary["partition"], summary["codec"], summary["clients"]) == ("dirichlet", "q4", 10)
+    assert summary["experiment"]["world"]["drop_out"] == 0.2
+    for row in rows:
+        counts = {name: int(row[name]) for name in COLUMNS if name not in COLUMNS[1:5] and row[name]}
+        assert counts["selected"] == 5  # 1.5 times 3
+        sent = counts["selected"] - counts["dropped_out"]
+        assert sent == counts["clients"] + counts["surplus"]
+        assert counts["upload_bytes"] == sent * encoded_size(_tensors(), "q4", ["loss"])
+
+
+def test_updates_that_are_corrupt_are_counted_and_do_no_harm(tmp_path: Path) -> None:
+    arguments = ["--clients", "20", "--fraction", "0.5", "--rounds", "3", "--lr", "0.3", "--corrupt", "0.3"]
+    assert main(["simulate", *arguments, "--out", str(tmp_path)]) == 0
+    rows = _rows(tmp_path)
+    corrupt = [int(row["corrupt"]) for row in rows]
+    assert sum(corrupt) > 0
+    assert corrupt == [int(row["non_finite"]) for row in rows]
+    assert [int(row["clients"]) + int(row["non_finite"]) for row in rows] == [10, 10, 10]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["counts"]["corrupt"] == sum(corrupt)
+    assert summary["final_accuracy"] > summary["initial_accuracy"] + 0.2
+
+
+def test_rounds_in_which_nobody_reports_leave_the_model_as_it_is(tmp_path: Path) -> None:
+    arguments = ["--clients", "10", "--fraction", "0.2", "--rounds", "2", "--drop-out", "1", "--out", str(tmp_path)]
+    assert main(["simulate", *arguments]) == 0
+    rows = _rows(tmp_path)
+    assert [(row["clients"], row["train_loss"], row["dropped_out"]) for row in rows] == [("0", "nan", "2")] * 2
+    assert [row["upload_bytes"] for row in rows] == ["0", "0"]
+    weights = read_weights(tmp_path / "weights.safetensors", _tensors())
+    assert all(np.array_equal(one, other) for one, other in zip(weights, models.initial_weights(SPEC, 0), strict=True))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["empty_rounds"], summary["final_accuracy"]) == (2, summary["initial_accuracy"])
+
+
+def test_the_device_s_engine_trains_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", "--clients", "10", "--fraction", "0.3", "--rounds", "2", "--lr", "0.2"]
+    weights = {}
+    for engine in ("tff", "device"):
+        assert main([*arguments, "--engine", engine, "--out", str(tmp_path / engine)]) == 0
+        weights[engine] = read_weights(tmp_path / engine / "weights.safetensors", _tensors())
+    for one, other in zip(weights["tff"], weights["device"], strict=True):
+        assert np.abs(one - other).max() <= 1e-4 * np.abs(one).max()
+    capsys.readouterr()
+    assert main([*arguments, "--engine", "device", "--workers", "127.0.0.1:1", "--out", str(tmp_path / "no")]) == 2
+    assert capsys.readouterr().err == (
+        "pocketfed: --engine device trains on this machine, with the exported model: leave out --workers\n"
+    )
 
 
 def test_a_target_that_is_not_reached_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import typing
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli import experiment_options
 from cli.experiment_options import SECTIONS
+from device_runtime.codec import CODECS
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
 from models.optimizers import ClientOptimizer
+from tff_sim import algorithm, schedules
 from tff_sim.algorithm import Algorithm, ServerOptimizer
 from tff_sim.data_settings import Data
-from tff_sim.experiment import Experiment
+from tff_sim.experiment import ENGINES, Experiment
 from tff_sim.experiment_file import dump_experiment, experiment_tables, load_experiment
 from tff_sim.schedules import Schedule
 from tff_sim.settings import differences, flat, nested
-from tff_sim.world import Availability, Faults, Stragglers, World
+from tff_sim.world import FAULTS, Availability, Faults, Stragglers, World
 
 EXPERIMENTS = st.builds(
     Experiment,
@@ -131,6 +137,30 @@ def test_each_option_is_a_key_of_the_file_with_the_default_that_its_help_shows()
         value = {"work.batch_size": "all"}.get(setting.key, setting.default)
         if value is not None:
             load_experiment(None, nested({setting.key: value}))
+
+
+def test_the_help_has_the_names_that_there_are() -> None:
+    assert tuple(schedules.SCHEDULES) == experiment_options.SCHEDULES
+    assert tuple(algorithm.SERVER_OPTIMIZERS) == experiment_options.SERVER_OPTIMIZERS
+    assert algorithm.AGGREGATORS == experiment_options.AGGREGATORS
+    assert algorithm.WEIGHTINGS == experiment_options.WEIGHTINGS
+    assert tuple(CODECS) == experiment_options.CODECS
+    assert ENGINES == experiment_options.ENGINES
+    assert FAULTS == experiment_options.FAULTS
+
+
+def test_every_key_of_the_file_but_a_few_has_an_option() -> None:
+    keys = set(dict(flat(everything(Experiment))))
+    without = {"work.deadline_seconds", "schedule.rounds", "optimizer.beta_1", "optimizer.beta_2", "optimizer.epsilon"}
+    assert keys - without == {setting.key for setting in experiment_options.ALL} - {"seed"} | {"work.seed"}
+
+
+def everything(kind: Any) -> dict[str, Any]:
+    """All keys, also those whose default is None."""
+    hints = typing.get_type_hints(kind)
+    return {
+        field.name: everything(hints[field.name]) if is_dataclass(hints[field.name]) else None for field in fields(kind)
+    }
 
 
 def test_a_cosine_ends_with_the_experiment(tmp_path: Path) -> None:
