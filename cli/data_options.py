@@ -15,7 +15,7 @@ from cli.settings import Setting, given, setting_options
 DATASET_NAMES = (
     *("digits", "mnist", "fashion-mnist", "kmnist"),
     *("emnist-balanced", "emnist-byclass", "emnist-bymerge", "emnist-digits", "emnist-letters", "emnist-mnist"),
-    *("cifar10", "shakespeare", "leaf", "npz", "packed"),
+    *("cifar10", "shakespeare", "shakespeare-lines", "leaf", "npz", "packed"),
 )
 PARTITION_NAMES = ("iid", "shards", "dirichlet", "log-normal", "power-law", "natural")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
+from tff_sim.federated_data import DataSpec, make_population
 from tff_sim.population import from_client_data, write_population
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -87,6 +89,20 @@ def test_what_it_lacks_is_named(client_data: Any) -> None:
     with pytest.raises(InputError) as caught:
         from_client_data(empty)["a"]
     assert str(caught.value) == "client 'a' of the ClientData has no examples: leave it out of it"
+
+
+def test_the_script_of_the_page_on_data(client_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_federated as tff
+
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    # The genuine one downloads.
+    monkeypatch.setattr(tff.simulation.datasets.emnist, "load_data", lambda: (client_data, client_data))
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})
+    made = make_population(DataSpec("packed", tmp_path / "emnist"))
+    assert (len(made.clients), len(made.test)) == (5, 25)
+    assert made.clients.example_types == (("float32", (28, 28, 1)), ("int32", ()))
 
 
 def test_no_clients_are_no_population() -> None:

@@ -114,7 +114,8 @@ def test_an_unknown_data_set_is_named_and_the_known_ones_listed() -> None:
         datasets.load("cifar")
     assert str(caught.value) == (
         "unknown data set 'cifar'; known data sets: digits, mnist, fashion-mnist, kmnist, emnist-balanced,"
-        " emnist-byclass, emnist-bymerge, emnist-digits, emnist-letters, emnist-mnist, cifar10, shakespeare, leaf, npz"
+        " emnist-byclass, emnist-bymerge, emnist-digits, emnist-letters, emnist-mnist, cifar10, shakespeare,"
+        " shakespeare-lines, leaf, npz"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,21 @@ def test_a_dealt_population_has_the_partition_s_hands(dealt: DealtPopulation) ->
     assert counts is not None
     for row, hand in zip(counts, expected.values(), strict=True):
         assert row.tolist() == np.bincount(hand.y, minlength=10).tolist()
+
+
+def test_nobody_changes_another_s_examples(dealt: DealtPopulation) -> None:
+    for array in (dealt.examples(0).x, dealt.examples(0).y):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    data = datasets.load("digits")
+    natural = DealtPopulation(data.train, deal(_halves(data), scheme("natural"), None, 0))
+    assert np.shares_memory(natural.examples(1).x, data.train.x)  # no second copy of a large data set
+    data.train.y[0] = 3  # the data set's owner may still
+
+
+def _halves(data: datasets.Dataset) -> datasets.Dataset:
+    of = (np.arange(len(data.train)) // 719).astype(np.int32)
+    return replace(data, owners=datasets.Owners(("a", "b"), of))
 
 
 def test_a_client_that_is_not_there_is_a_key_error(dealt: DealtPopulation, folder: Path) -> None:
@@ -299,7 +315,7 @@ def test_clients_that_can_t_be_stored_are_named(
 
 
 def test_where_it_can_t_be_written_is_said(folder: Path, tmp_path: Path) -> None:
-    assert _unwritable(tmp_path / "new", []) == f"{tmp_path / 'new.new'}: a population needs at least one client"
+    assert _unwritable(tmp_path / "new", []) == "can't write a population: it needs at least one client"
     assert _unwritable(folder, [("a", Examples(X, Y))]) == (
         f"{folder}: exists already, so that it is not overwritten; choose another folder"
     )

@@ -98,6 +98,20 @@ def test_full_windows_predict_each_character_once(text: str, steps: int) -> None
     assert 0 <= max(len(values) - 1, 0) - found.y.size < steps
 
 
+def test_each_line_may_begin_an_example(play: Path) -> None:
+    data = datasets.load("shakespeare-lines", play)
+    assert data.name == "shakespeare-lines"
+    assert data.owners is not None
+    assert np.bincount(data.owners.of).tolist() == [8, 16]  # the first 80 % of lines
+    lines = [f"First Citizen says its line number {number:03d}.\n" for number in range(8)]
+    circle = "".join(lines) * 3
+    for number, row in enumerate(data.train.x[:8]):
+        start = len("".join(lines[:number]))
+        assert _text(row) == circle[start : start + STEPS]
+    np.testing.assert_array_equal(data.train.x[:, 1:], data.train.y[:, :-1])
+    np.testing.assert_array_equal(data.test.x, datasets.load("shakespeare", play).test.x)
+
+
 def test_the_balanced_variant_deals_the_same_windows_evenly_to_as_many_clients(play: Path) -> None:
     data = datasets.load("shakespeare", play)
     assert data.owners is not None

@@ -20,6 +20,10 @@ _LOADERS: dict[str, tuple[Callable[[Path], Dataset], str]] = {
     },
     "cifar10": (cifar10.load, "the folder with the batches of CIFAR-10"),
     "shakespeare": (shakespeare.load, f"the folder with the plays in {shakespeare.FILE}"),
+    "shakespeare-lines": (
+        partial(shakespeare.load, lines=True),
+        f"the folder with the plays in {shakespeare.FILE}",
+    ),
     "leaf": (leaf.load, "the folder with LEAF's train and test"),
     "npz": (npz_folder.load, "the folder with a .npz file for each client"),
 }

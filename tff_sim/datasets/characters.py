@@ -14,6 +14,8 @@ from device_runtime.examples import Examples
 STEPS = 80
 """The characters of an example: those over which the paper's model is unrolled."""
 
+_LINE_END = ord("\n")
+
 Symbols = npt.NDArray[np.int32]
 
 
@@ -36,9 +38,19 @@ def circular_windows(text: str, steps: int = STEPS) -> Examples:
         x int32 [n, steps], and y of the same shape: for each character the one after it.
     """
     values = symbols(text)
-    count = -(-len(values) // steps)
-    positions = np.arange(count * steps + 1) % len(values)
-    return _cut(values[positions], steps)
+    return _windows(values, np.arange(0, len(values), steps), steps)
+
+
+def line_windows(text: str, steps: int = STEPS) -> Examples:
+    """A window from the start of each line on, over the lines after it; else as `circular_windows`.
+
+    Args:
+        text: lines, each with its end.
+        steps: of a window.
+    """
+    values = symbols(text)
+    ends = np.flatnonzero(values == _LINE_END)
+    return _windows(values, np.concatenate([[0], ends[:-1] + 1]), steps)
 
 
 def full_windows(text: str, steps: int = STEPS) -> Examples:
@@ -48,8 +60,9 @@ def full_windows(text: str, steps: int = STEPS) -> Examples:
     """
     values = symbols(text)
     count = max(len(values) - 1, 0) // steps
-    return _cut(values[: count * steps + 1], steps)
+    return _windows(values, np.arange(count) * steps, steps)
 
 
-def _cut(values: Symbols, steps: int) -> Examples:
-    return Examples(values[:-1].reshape(-1, steps).copy(), values[1:].reshape(-1, steps).copy())
+def _windows(values: Symbols, starts: npt.NDArray[np.int64], steps: int) -> Examples:
+    places = (starts[:, None] + np.arange(steps)) % max(len(values), 1)
+    return Examples(values[places], values[(places + 1) % max(len(values), 1)])

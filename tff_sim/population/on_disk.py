@@ -114,7 +114,7 @@ def _write(folder: Path, clients: Iterable[tuple[str, Examples]], test: Examples
     entries = iter(clients)
     first = next(entries, None)
     if first is None:
-        raise InputError(f"{folder}: a population needs at least one client")
+        raise InputError("can't write a population: it needs at least one client")
     model = first[1]
     x, y = (
         ArrayWriter(folder / f"{part}.npy", array.dtype, array.shape[1:])
