@@ -10,18 +10,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tff_sim.addresses import Workers, parse_addresses
     from tff_sim.client_data import client_dataset
     from tff_sim.experiment import Experiment, run_experiment
     from tff_sim.fed_avg import build_fed_avg
     from tff_sim.worker import local_worker
+    from tff_sim.workers import remote_workers
 
-__all__ = ["Experiment", "build_fed_avg", "client_dataset", "local_worker", "run_experiment"]
+__all__ = [
+    "Experiment",
+    "Workers",
+    "build_fed_avg",
+    "client_dataset",
+    "local_worker",
+    "parse_addresses",
+    "remote_workers",
+    "run_experiment",
+]
 
 _HOMES = {
     "Experiment": "tff_sim.experiment",
+    "Workers": "tff_sim.addresses",
     "build_fed_avg": "tff_sim.fed_avg",
     "client_dataset": "tff_sim.client_data",
     "local_worker": "tff_sim.worker",
+    "parse_addresses": "tff_sim.addresses",
+    "remote_workers": "tff_sim.workers",
     "run_experiment": "tff_sim.experiment",
 }
 

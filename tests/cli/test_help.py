@@ -24,7 +24,20 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "simulate", "export", "parity", "inspect", "keygen", "sign", "verify", "flash", "serve", "bench"],
+    [
+        "demo",
+        "simulate",
+        "worker",
+        "export",
+        "parity",
+        "inspect",
+        "keygen",
+        "sign",
+        "verify",
+        "flash",
+        "serve",
+        "bench",
+    ],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command in app.commands
