@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,12 @@ def _rounds(
     engine: ProcessEngine,
     clients: dict[str, Examples],
     work: ClientWork,
-    rounds: int,
+    numbers: Iterable[int],
     names: Sequence[str] = (),
-    before: Callable[[int], None] = lambda number: None,
+    state: object = None,
 ) -> list[EngineRound]:
-    def plan(number: int) -> Any:
-        before(number)
-        return honest(list(names or clients))
-
-    return [done.result for done in simulate(engine, always(clients), always(work), plan, range(1, rounds + 1))]
+    plan = always(honest(list(names or clients)))
+    return [done.result for done in simulate(engine, always(clients), always(work), plan, numbers, state)]
 
 
 def _same_bits(left: Weights, right: Weights) -> bool:
@@ -100,10 +97,10 @@ def test_two_workers_give_what_one_machine_gives(
     pair: tuple[RunningWorker, RunningWorker],
 ) -> None:
     with local_worker():
-        alone = _rounds(engine, clients, SHORT, 2, names)[-1]
+        alone = _rounds(engine, clients, SHORT, [1, 2], names)[-1]
     notices: list[str] = []
     with remote_workers(workers_at(pair), notices.append):
-        together = _rounds(engine, clients, SHORT, 2, names)[-1]
+        together = _rounds(engine, clients, SHORT, [1, 2], names)[-1]
     assert notices == []
     assert (together.clients, together.examples) == (alone.clients, alone.examples)
     assert together.train_loss == pytest.approx(alone.train_loss, rel=1e-6)
@@ -159,25 +156,21 @@ def test_a_worker_that_is_lost_in_a_round_changes_nothing(
         pytest.skip("network namespaces need root and 'ip'")
     notices: list[str] = []
     with contextlib.ExitStack() as stack, remote_workers(workers_at(pair, silence=10), notices.append):
-        undisturbed = _rounds(engine, clients, LONG, 2)
+        first, undisturbed = _rounds(engine, clients, LONG, [1, 2])
         assert notices == []
-
-        def disturb(number: int) -> None:
-            if number == 2:
-                threading.Thread(target=when_it_computes, args=(pair[1], lambda: lose(pair[1]))).start()
-
-        disturbed = _rounds(engine, clients, LONG, 2, before=disturb)
+        threading.Thread(target=when_it_computes, args=(pair[1], lambda: lose(pair[1]))).start()
+        (disturbed,) = _rounds(engine, clients, LONG, [2], state=first.state)
         lost = f"worker {pair[1].address} is lost: {reason}; its share of the round goes to {pair[0].address}"
         assert notices == [lost]
-        assert all(_same_bits(a.weights, b.weights) for a, b in zip(undisturbed, disturbed, strict=True))
+        assert _same_bits(disturbed.weights, undisturbed.weights)
 
         bring_back(pair[1], stack)
         end = time.monotonic() + TIMEOUT
         while notices == [lost] and time.monotonic() < end:
             time.sleep(0.5)
-            again = _rounds(engine, clients, LONG, 1)[0]
+            (again,) = _rounds(engine, clients, LONG, [2], state=first.state)
         assert notices == [lost, f"worker {pair[1].address} is back"]
-        assert _same_bits(again.weights, undisturbed[0].weights)
+        assert _same_bits(again.weights, undisturbed.weights)
 
 
 def test_a_share_that_takes_too_long_everywhere_ends_the_run(
@@ -189,7 +182,7 @@ def test_a_share_that_takes_too_long_everywhere_ends_the_run(
         pytest.raises(NetworkError) as caught,
         remote_workers(workers_at(pair, limit=2), notices.append),
     ):
-        _rounds(engine, clients, endless, 1)
+        _rounds(engine, clients, endless, [1])
     first, second = pair
     assert notices == [
         f"worker {first.address} is lost: not done within 2 s; its share of the round goes to {second.address}"
@@ -211,7 +204,7 @@ def test_ctrl_c_does_not_wait_for_a_worker_that_stands_still(
         with pytest.raises(KeyboardInterrupt), remote_workers(workers_at(pair, silence=TIMEOUT)):
             threading.Thread(target=when_it_computes, args=(pair[1], stand_still)).start()
             try:
-                _rounds(engine, clients, LONG, 1)
+                _rounds(engine, clients, LONG, [1])
             finally:
                 left.append(time.monotonic())
     finally:
