@@ -24,9 +24,10 @@ def worker(port: int, bind: str) -> None:
     pocketfed simulate --workers 10.0.0.2:8000,10.0.0.3:8000
     """
     from tff_sim.availability import require_tff
-    from tff_sim.worker_service import run_worker
 
     require_tff()
+    from tff_sim.worker_service import run_worker
+
     run_worker(
         bind, port, lambda address: click.echo(f"listening on {address}"), lambda line: click.echo(line, err=True)
     )

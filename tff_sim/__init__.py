@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tff_sim.addresses import Workers, parse_addresses
     from tff_sim.algorithm import Algorithm, ServerOptimizer
     from tff_sim.client_data import client_dataset
     from tff_sim.experiment import Experiment
@@ -17,20 +18,25 @@ if TYPE_CHECKING:
     from tff_sim.runner import run_experiment
     from tff_sim.server_optimizer import build_server_optimizer
     from tff_sim.worker import local_worker
+    from tff_sim.workers import remote_workers
 
 __all__ = [
-    "Algorithm", "Experiment", "ServerOptimizer",
-    "build_fed_avg", "build_server_optimizer", "client_dataset", "local_worker", "run_experiment",
+    "Algorithm", "Experiment", "ServerOptimizer", "Workers",
+    "build_fed_avg", "build_server_optimizer", "client_dataset", "local_worker", "parse_addresses", "remote_workers",
+    "run_experiment",
 ]  # fmt: skip
 
 _HOMES = {
     "Algorithm": "tff_sim.algorithm",
     "Experiment": "tff_sim.experiment",
     "ServerOptimizer": "tff_sim.algorithm",
+    "Workers": "tff_sim.addresses",
     "build_fed_avg": "tff_sim.fed_avg",
     "build_server_optimizer": "tff_sim.server_optimizer",
     "client_dataset": "tff_sim.client_data",
     "local_worker": "tff_sim.worker",
+    "parse_addresses": "tff_sim.addresses",
+    "remote_workers": "tff_sim.workers",
     "run_experiment": "tff_sim.runner",
 }
 

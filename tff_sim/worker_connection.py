@@ -23,7 +23,13 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a new connection after a lost one, never the lost one again
     ("grpc.max_reconnect_backoff_ms", 5000),
 ]
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+# FAILED_PRECONDITION is what a worker answers that was restarted since, and TFF would repeat such a call without end.
+_GONE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+)
 # No server has this method; any gRPC server that lives answers that it has not, at once and at no cost.
 _PING = "/pocketfed/Ping"
 _PING_SECONDS = 5.0
@@ -126,14 +132,12 @@ class _WatchedChannel:
                 raise self._error
             try:
                 return self._answer(start, request)
-            except (grpc.FutureCancelledError, ValueError) as error:  # the latter for a call on a closed channel
-                self._error = WorkerLostError(self._lost("the connection was closed"))
-                raise self._error from error
+            except grpc.FutureCancelledError as error:
+                raise self._gone("the connection was closed") from error
             except grpc.RpcError as error:
                 if error.code() not in _GONE:
                     raise
-                self._error = WorkerLostError(self._lost(self._reason(error.code())))
-                raise self._error from error
+                raise self._gone(self._reason(error)) from error
 
         return call
 
@@ -141,7 +145,10 @@ class _WatchedChannel:
         self._channel.close()
 
     def _answer(self, start: Callable[..., Any], request: Any) -> Any:
-        call = start(request, timeout=self._limit)
+        try:
+            call = start(request, timeout=self._limit)
+        except ValueError as error:  # so says gRPC where the channel is closed
+            raise self._gone("the connection was closed") from error
         if self._silence is None:
             return call.result()
         while True:
@@ -152,10 +159,20 @@ class _WatchedChannel:
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     call.cancel()
-                    self._error = WorkerLostError(self._lost(f"no answer for {self._silence:g} s"))
-                    raise self._error from None
+                    raise self._gone(f"no answer for {self._silence:g} s") from None
 
-    def _reason(self, code: Any) -> str:
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    def _gone(self, reason: str) -> WorkerLostError:
+        self._error = WorkerLostError(self._lost(reason))
+        return self._error
+
+    def _reason(self, error: Any) -> str:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"not done within {self._limit:g} s"
+        if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            return f"it was restarted, or failed: {first_line(error.details())}"
         return "the connection broke off"
+
+
+def first_line(text: str | None) -> str:
+    """Of what gRPC says, which can be pages."""
+    return ((text or "").splitlines() or ["no reason given"])[0]

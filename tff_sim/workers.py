@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import tensorflow_federated as tff
 
 from device_runtime.errors import InputError, NetworkError
 from tff_sim.addresses import Address, Workers, require_reachable
 from tff_sim.notices import Notice, to_stderr
 from tff_sim.worker import local_context, local_worker
-from tff_sim.worker_connection import WorkerConnection, WorkerLostError
+from tff_sim.worker_connection import WorkerConnection, WorkerLostError, first_line
 
 _POLL_SECONDS = 0.05
 
@@ -70,7 +71,10 @@ def remote_workers(workers: Workers, notice: Notice = to_stderr) -> Iterator[Non
 
 
 class _Worker:
-    """A worker at an address, over as many connections as it takes, one at a time."""
+    """A worker at an address, over as many connections as it takes, one at a time.
+
+    `lost`: it is left out at the moment; `busy`: it computes.
+    """
 
     def __init__(self, address: Address, silence: float, limit: float | None) -> None:
         self.address = address
@@ -97,14 +101,26 @@ class _Worker:
             raise NetworkError(f"worker {self.address}: {error}") from error
 
     def invoke(self, computation: Any, argument: Any) -> Any:
+        """The computation's result.
+
+        Raises:
+            WorkerLostError: the worker is lost, and another may compute it.
+            NetworkError: the worker lives, and says that it can't.
+        """
         self.busy = True
-        result = self._connection.context.invoke(computation, argument)
-        self.busy = False
-        return result
+        try:
+            return self._connection.context.invoke(computation, argument)
+        except grpc.RpcError as error:
+            raise NetworkError(
+                f"worker {self.address} can't compute its share ({error.code().name}: {first_line(error.details())});"
+                " does it run the same version?"
+            ) from error
+        finally:
+            self.busy = False
 
     def lose(self) -> None:
         """Give up the connection, and try for a new one meanwhile."""
-        self.lost, self.busy = True, False
+        self.lost = True
         self._connection.abandon()
         self._connection = self._connect()
 

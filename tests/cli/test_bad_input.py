@@ -71,12 +71,25 @@ needs_tff = pytest.mark.skipif(
         (["--lr", "nan"], "client work: learning_rate should be a finite number above 0, not nan"),
         (["--proximal", "-1"], "client work: proximal should be a finite number of at least 0, not -1.0"),
         (["--seed", "-1"], "client work: seed should be a whole number from 0 to 2**53 - 1, not -1"),
+        (["--workers", "10.0.0.2"], "worker '10.0.0.2' should be HOST:PORT, such as 10.0.0.2:8000 or [fd00::2]:8000"),
+        (["--workers", "10.0.0.2:8000,10.0.0.2:8000"], "worker 10.0.0.2:8000 is named twice; name each once"),
     ],
 )
 def test_simulate(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert _line(["simulate", *arguments, "--out", str(out)], 2, capsys) == message
     assert not out.exists()  # a run that can't start leaves nothing
+
+
+@needs_tff
+def test_simulate_where_no_worker_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as bound:  # and not listening, so that nobody else does
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        arguments = ["simulate", "--clients", "20", "--workers", address, "--out", str(tmp_path)]
+        assert _line(arguments, 3, capsys) == (
+            f"worker {address} can't be reached (Connection refused); is 'pocketfed worker' running there, with --bind?"
+        )
 
 
 @needs_tff
@@ -153,6 +166,7 @@ def test_simulate_without_tff(
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert _line(["simulate", "--out", str(tmp_path / "run")], 2, capsys) == message
+    assert _line(["worker"], 2, capsys) == message
 
 
 def test_export_of_an_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +233,11 @@ def test_serve_on_a_port_in_use(digits_bundle: Bundle, tmp_path: Path, capsys: p
             ["parity", "nowhere", "--threads", "100000000000"],
             "Invalid value for '--threads': 100000000000 is not in the range 1<=x<=1024.",
         ),
+        (
+            ["simulate", "--worker-timeout", "0"],
+            "Invalid value for '--worker-timeout': 0.0 is not in the range x>0.",
+        ),
+        (["worker", "--port", "65536"], "Invalid value for '--port': 65536 is not in the range 0<=x<=65535."),
         (["simulate", "--rounds", "many"], "Invalid value for '--rounds': 'many' is not a valid integer."),
         (["simulate", "--nesterov", "1"], "No such option '--nesterov'."),
         (

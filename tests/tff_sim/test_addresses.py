@@ -8,7 +8,6 @@ import pytest
 
 from device_runtime.errors import InputError, NetworkError
 from tff_sim.addresses import Address, parse_addresses, require_reachable
-from tff_sim.worker_process import free_port
 
 
 def test_addresses_are_read_and_written_alike() -> None:
@@ -43,9 +42,11 @@ def test_two_names_of_one_worker_are_refused() -> None:
 
 
 def test_an_address_where_nothing_listens() -> None:
-    port = free_port()
-    with pytest.raises(NetworkError) as caught:
-        require_reachable(parse_addresses(f"127.0.0.1:{port}"), 5)
+    with socket.socket() as bound:  # and not listening, so that nobody else does
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        with pytest.raises(NetworkError) as caught:
+            require_reachable(parse_addresses(f"127.0.0.1:{port}"), 5)
     assert str(caught.value) == (
         f"worker 127.0.0.1:{port} can't be reached (Connection refused);"
         " is 'pocketfed worker' running there, with --bind?"

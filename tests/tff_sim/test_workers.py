@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 
 import models
@@ -76,15 +77,12 @@ def _rounds(
     engine: ProcessEngine,
     clients: dict[str, Examples],
     work: ClientWork,
-    rounds: int,
+    numbers: Iterable[int],
     names: Sequence[str] = (),
-    before: Callable[[int], None] = lambda number: None,
+    state: object = None,
 ) -> list[EngineRound]:
-    def plan(number: int) -> Any:
-        before(number)
-        return honest(list(names or clients))
-
-    return [done.result for done in simulate(engine, always(clients), always(work), plan, range(1, rounds + 1))]
+    plan = always(honest(list(names or clients)))
+    return [done.result for done in simulate(engine, always(clients), always(work), plan, numbers, state)]
 
 
 def _same_bits(left: Weights, right: Weights) -> bool:
@@ -99,10 +97,10 @@ def test_two_workers_give_what_one_machine_gives(
     pair: tuple[RunningWorker, RunningWorker],
 ) -> None:
     with local_worker():
-        alone = _rounds(engine, clients, SHORT, 2, names)[-1]
+        alone = _rounds(engine, clients, SHORT, [1, 2], names)[-1]
     notices: list[str] = []
     with remote_workers(workers_at(pair), notices.append):
-        together = _rounds(engine, clients, SHORT, 2, names)[-1]
+        together = _rounds(engine, clients, SHORT, [1, 2], names)[-1]
     assert notices == []
     assert (together.clients, together.examples) == (alone.clients, alone.examples)
     assert together.train_loss == pytest.approx(alone.train_loss, rel=1e-6)
@@ -119,8 +117,12 @@ def _stop(worker: RunningWorker) -> None:
     worker.signal(signal.SIGSTOP)
 
 
-def _go_on(worker: RunningWorker) -> None:
+def _go_on(worker: RunningWorker, stack: contextlib.ExitStack) -> None:
     worker.signal(signal.SIGCONT)
+
+
+def _start_again(worker: RunningWorker, stack: contextlib.ExitStack) -> None:
+    stack.enter_context(worker_on(worker.host))
 
 
 def _cable(worker: RunningWorker, state: str) -> None:
@@ -132,12 +134,12 @@ def _cable(worker: RunningWorker, state: str) -> None:
 @pytest.mark.parametrize(
     ("lose", "reason", "bring_back"),
     [
-        pytest.param(_kill, "the connection broke off", None, id="killed"),
+        pytest.param(_kill, "the connection broke off", _start_again, id="killed"),
         pytest.param(_stop, "no answer for 10 s", _go_on, id="stopped"),
         pytest.param(
             lambda worker: _cable(worker, "down"),
             "no answer for 10 s",
-            lambda worker: _cable(worker, "up"),
+            lambda worker, stack: _cable(worker, "up"),
             id="unplugged",
         ),
     ],
@@ -145,7 +147,7 @@ def _cable(worker: RunningWorker, state: str) -> None:
 def test_a_worker_that_is_lost_in_a_round_changes_nothing(
     lose: Callable[[RunningWorker], None],
     reason: str,
-    bring_back: Callable[[RunningWorker], None] | None,
+    bring_back: Callable[[RunningWorker, contextlib.ExitStack], None],
     engine: ProcessEngine,
     clients: dict[str, Examples],
     pair: tuple[RunningWorker, RunningWorker],
@@ -153,27 +155,22 @@ def test_a_worker_that_is_lost_in_a_round_changes_nothing(
     if reason.startswith("no answer") and pair[1].host.namespace is None and lose is not _stop:
         pytest.skip("network namespaces need root and 'ip'")
     notices: list[str] = []
-    with remote_workers(workers_at(pair, silence=10), notices.append):
-        undisturbed = _rounds(engine, clients, LONG, 2)
+    with contextlib.ExitStack() as stack, remote_workers(workers_at(pair, silence=10), notices.append):
+        first, undisturbed = _rounds(engine, clients, LONG, [1, 2])
         assert notices == []
-
-        def disturb(number: int) -> None:
-            if number == 2:
-                threading.Thread(target=when_it_computes, args=(pair[1], lambda: lose(pair[1]))).start()
-
-        disturbed = _rounds(engine, clients, LONG, 2, before=disturb)
+        threading.Thread(target=when_it_computes, args=(pair[1], lambda: lose(pair[1]))).start()
+        (disturbed,) = _rounds(engine, clients, LONG, [2], state=first.state)
         lost = f"worker {pair[1].address} is lost: {reason}; its share of the round goes to {pair[0].address}"
         assert notices == [lost]
-        assert all(_same_bits(a.weights, b.weights) for a, b in zip(undisturbed, disturbed, strict=True))
+        assert _same_bits(disturbed.weights, undisturbed.weights)
 
-        if bring_back is not None:
-            bring_back(pair[1])
-            end = time.monotonic() + TIMEOUT
-            while notices == [lost] and time.monotonic() < end:
-                time.sleep(0.5)
-                again = _rounds(engine, clients, LONG, 1)[0]
-            assert notices == [lost, f"worker {pair[1].address} is back"]
-            assert _same_bits(again.weights, undisturbed[0].weights)
+        bring_back(pair[1], stack)
+        end = time.monotonic() + TIMEOUT
+        while notices == [lost] and time.monotonic() < end:
+            time.sleep(0.5)
+            (again,) = _rounds(engine, clients, LONG, [2], state=first.state)
+        assert notices == [lost, f"worker {pair[1].address} is back"]
+        assert _same_bits(again.weights, undisturbed.weights)
 
 
 def test_a_share_that_takes_too_long_everywhere_ends_the_run(
@@ -185,7 +182,7 @@ def test_a_share_that_takes_too_long_everywhere_ends_the_run(
         pytest.raises(NetworkError) as caught,
         remote_workers(workers_at(pair, limit=2), notices.append),
     ):
-        _rounds(engine, clients, endless, 1)
+        _rounds(engine, clients, endless, [1])
     first, second = pair
     assert notices == [
         f"worker {first.address} is lost: not done within 2 s; its share of the round goes to {second.address}"
@@ -207,7 +204,7 @@ def test_ctrl_c_does_not_wait_for_a_worker_that_stands_still(
         with pytest.raises(KeyboardInterrupt), remote_workers(workers_at(pair, silence=TIMEOUT)):
             threading.Thread(target=when_it_computes, args=(pair[1], stand_still)).start()
             try:
-                _rounds(engine, clients, LONG, 1)
+                _rounds(engine, clients, LONG, [1])
             finally:
                 left.append(time.monotonic())
     finally:
@@ -274,6 +271,30 @@ def test_an_aggregation_that_needs_another_can_t_be_split(pair: tuple[RunningWor
         "this computation can't be split over workers: an aggregation in it waits for the result of another;"
         " run it on one machine"
     )
+
+
+def test_a_computation_that_fails_in_a_worker_ends_the_run_in_a_line(
+    pair: tuple[RunningWorker, RunningWorker],
+) -> None:
+    @tff.tensorflow.computation(np.float32)
+    def small(value: Any) -> Any:
+        with tf.control_dependencies([tf.debugging.assert_less(value, 2.0, "far too large")]):
+            return tf.identity(value)
+
+    @tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS))
+    def total(values: Any) -> Any:
+        return tff.federated_sum(tff.federated_map(small, values))
+
+    with remote_workers(workers_at(pair)):
+        assert total([0.5, 1.0, 1.5]) == 3.0
+        with pytest.raises(NetworkError) as caught:
+            total([0.5, 1.0, 4.0])
+        assert total([0.5, 1.0, 1.0]) == 2.5  # the workers live
+    message = str(caught.value)
+    assert message.startswith(f"worker {pair[1].address} can't compute its share (")
+    assert "far too large" in message
+    assert message.endswith("; does it run the same version?")
+    assert "\n" not in message
 
 
 @contextlib.contextmanager
