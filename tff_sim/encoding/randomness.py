@@ -30,7 +30,7 @@ def signs(round_number: Any, stream: int, count: int) -> Any:
 
 
 def direction(seed: Any, dimensions: int, start: Any) -> tuple[Any, Any]:
-    """A unit vector, float64 [dimensions], of the update's words after `start`; and the number of words before the next.
+    """A unit vector, float64 [dimensions], of the update's words after `start`; and how many come before the next one.
 
     Points outside of the ball, or within 2**-10 of its centre, are drawn again.
     """
