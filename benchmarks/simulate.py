@@ -54,9 +54,10 @@ class SimulateBenchmarks:
         return Result(name, value / 1e3, "s", "stock TFF, build_weighted_fed_avg", reference_value / 1e3, note)
 
     def _memory(self, engine: str, name: str) -> Result:
-        with self._side(engine, "mnist_2nn") as side, TreePeak(side.pid) as tree:
+        self._bundle("mnist_2nn")
+        with TreePeak() as tree, self._side(engine, "mnist_2nn") as side:
             side.turn(1 if self._quick else _MEMORY_ROUNDS)
-        note = "PSS of all its processes, and memory files; from the data on, evaluation included"
+        note = "PSS of all its processes and memory files, from the start on"
         return Result(name, tree.peak_mb, "MB", f"fixed, {PEAK_MB:.0f} MB", PEAK_MB, note)
 
     def _side(self, engine: str, model: str) -> Side:

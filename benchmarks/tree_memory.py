@@ -1,4 +1,4 @@
-"""Memory of a process and all that it started, at its highest. Linux only."""
+"""Memory of the processes that this one starts, at its highest. Linux only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARENT = re.compile(r"^PPid:\s+(\d+)$", re.MULTILINE)
 
 
 class TreePeak:
-    """Looks at a process and its descendants again and again while the block lasts; a context manager.
+    """Looks at all processes that descend from this one again and again while the block lasts; a context manager.
 
     Counted is what each has in memory, shared pages by their share of them (PSS), and memory files that any of them
     has open (memfd), which nobody need have mapped.
@@ -24,9 +24,8 @@ class TreePeak:
         peak_mb: the most at once, in MB of 10⁶ bytes.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self) -> None:
         self.peak_mb = 0.0
-        self._root = root
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -42,13 +41,13 @@ class TreePeak:
 
     def _watch(self) -> None:
         while True:
-            self.peak_mb = max(self.peak_mb, tree_bytes(self._root) / 1e6)
+            self.peak_mb = max(self.peak_mb, descendants_bytes(os.getpid()) / 1e6)
             if self._over.wait(_INTERVAL):
                 return
 
 
-def tree_bytes(root: int) -> int:
-    """Bytes that a process and its descendants take now; see `TreePeak`."""
+def descendants_bytes(root: int) -> int:
+    """Bytes that a process's descendants take now; see `TreePeak`."""
     tree = _descendants(root)
     files = {entry: size for process in tree for entry, size in _memory_files(process)}
     return sum(map(_proportional_bytes, tree)) + sum(files.values())
@@ -60,7 +59,7 @@ def _descendants(root: int) -> set[int]:
         found = _PARENT.search(_read(status))
         if found:
             parents[int(status.parent.name)] = int(found[1])
-    tree, more = {root}, {root}
+    tree, more = set[int](), {root}
     while more:
         more = {child for child, parent in parents.items() if parent in more} - tree
         tree |= more

@@ -81,11 +81,6 @@ class Side:
             self.close()
             raise
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
     def turn(self, steps: int) -> list[float]:
         """Seconds of each of so many steps in a row."""
         assert self._process.stdin is not None

@@ -1,8 +1,8 @@
 """Rounds of a simulation: python -m benchmarks.sides.simulation ENGINE MODEL DATA BUNDLE.
 
 ENGINE is ``default``, ``device`` or ``stock``, the last TFF's own `build_weighted_fed_avg` as its tutorials use it;
-DATA is MNIST's folder, or ``digits``; BUNDLE is the model's. A tenth of 100 clients with 600 examples each takes part in
-a round, E = 1, B = 10, lr 0.1.
+DATA is MNIST's folder, or ``digits``; BUNDLE is the model's. A tenth of 100 clients with 600 examples each takes part
+in a round, E = 1, B = 10, lr 0.1.
 """
 
 from __future__ import annotations

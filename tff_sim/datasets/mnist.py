@@ -40,7 +40,7 @@ def _part(data_dir: Path, prefix: str) -> Examples:
         raise DatasetError(f"{label_path}: {len(labels)} labels for the {len(images)} images in {image_path.name}")
     if labels.max() >= _CLASSES:
         raise DatasetError(f"{label_path}: a label is {labels.max()}; expected 0 to {_CLASSES - 1}")
-    return Examples((images[..., None] / np.float32(255)).astype(np.float32), labels.astype(np.int32))
+    return Examples(np.divide(images[..., None], np.float32(255), dtype=np.float32), labels.astype(np.int32))
 
 
 def _find(data_dir: Path, name: str) -> Path:
