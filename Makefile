@@ -58,6 +58,7 @@ check: setup
 # All benchmarks; they are worth quoting from a machine that does nothing else meanwhile.
 bench: setup bench-setup
 	$(RUN)pocketfed bench export
+	$(RUN)pocketfed bench simulate $(if $(POCKETFED_DATA_DIR),--data-dir "$(POCKETFED_DATA_DIR)/mnist")
 	$(RUN)pocketfed bench codec $(if $(POCKETFED_DATA_DIR),--data-dir "$(POCKETFED_DATA_DIR)/mnist")
 
 # Any bytes to the decoder of updates, for ten minutes. The corpus stays: another run goes on from it.

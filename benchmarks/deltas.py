@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.digits import enlarged
 from device_runtime.bundle import Bundle
 from device_runtime.examples import Examples
 from device_runtime.tensors import FloatArray, TensorSpec, Weights
@@ -41,18 +42,12 @@ def load_task(data_dir: Path | None, clients: int = CLIENTS, dealing: str = "iid
     """
     if data_dir is None:
         data = datasets.load("digits")
-        train, test, name = _enlarged(data.train), _enlarged(data.test), "embedded digits enlarged to 28×28"
+        train, test, name = enlarged(data.train), enlarged(data.test), "embedded digits enlarged to 28×28"
     else:
         data = datasets.load("mnist", data_dir)
         train, test, name = data.train, data.test, "MNIST examples"
     dealt = partition(train, dealing, clients, SEED)
     return Task(dealt, test, f"{clients} clients × {len(train) // clients} {name}")
-
-
-def _enlarged(examples: Examples) -> Examples:
-    """Each pixel of 8×8 as 3×3, in a frame of two."""
-    larger = np.kron(examples.x, np.ones((1, 3, 3, 1), np.float32))
-    return Examples(np.pad(larger, ((0, 0), (2, 2), (2, 2), (0, 0))), examples.y)
 
 
 class Federation:

@@ -18,6 +18,7 @@ if importlib.util.find_spec("tensorflow_federated") is None:
         "test_client_data.py",
         "test_client_state.py",
         "test_cohorts.py",
+        "test_device_engine.py",
         "test_dropout_round.py",
         "test_enclosure.py",
         "test_examples.py",

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -112,12 +113,9 @@ class DeviceEngine:
             task, delta = tasks[place], self._deltas[place]
             delta.resize(end)
             memory = self._examples.setdefault(process, (SharedMemory(), SharedMemory()))
-            shared = []
-            for part, array in zip(memory, (task.examples.x, task.examples.y), strict=True):
-                part.write([array])
-                shared.append(SharedArray(part.path, str(array.dtype), array.shape))
+            x, y = (_share(part, array) for part, array in zip(memory, (task.examples.x, task.examples.y), strict=True))
             numbers = SharedArray(delta.path, "float32", (sum(self._sizes),))
-            return Job(self._rounds, tuple(placed), *shared, replace(work, seed=task.seed), numbers)
+            return Job(self._rounds, tuple(placed), x, y, replace(work, seed=task.seed), numbers)
 
         answers = self._pool.run([tasks[place].name for place in longest_first], make_job)
         return [answer for _, answer in sorted(zip(longest_first, answers, strict=True), key=lambda pair: pair[0])]
@@ -131,6 +129,11 @@ class DeviceEngine:
                     f"{self._bundle}: a bundle of another model: it takes {spec.name} of {spec}, and the examples of"
                     f" {task.name!r} have {describe(array)}"
                 )
+
+
+def _share(memory: SharedMemory, array: npt.NDArray[Any]) -> SharedArray:
+    memory.write([array])
+    return SharedArray(memory.path, str(array.dtype), array.shape)
 
 
 def _mean_loss(tasks: Sequence[ClientTask], answers: Sequence[Answer]) -> float:
