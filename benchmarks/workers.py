@@ -2,7 +2,8 @@
 
 A tenth of McMahan et al. 2017's 100 clients with 600 examples each, E = 1, B = 10; the pixels are random, which changes
 nothing of the time. With one core a worker, two of them can at best halve the time of a round; how near they come is
-the efficiency. Both sides are measured in this run, by turns.
+the efficiency. Both sides are measured in this run, by turns. Processor seconds, of the simulation and of the worker
+that takes most of them, tell how near they would come on a machine that does nothing else.
 
     python -m benchmarks.workers --model mnist_2nn --turns 5
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,8 +38,8 @@ CLIENTS, EXAMPLES, ROUNDS = 10, 600, 4
 
 
 @contextlib.contextmanager
-def worker_on_core(core: int) -> Iterator[Address]:
-    """``pocketfed worker`` on a free port, with one core to compute on."""
+def worker_on_core(core: int) -> Iterator[tuple[Address, int]]:
+    """``pocketfed worker`` on a free port, with one core to compute on; its process id."""
     command = ["taskset", "-c", str(core), str(Path(sys.executable).with_name("pocketfed")), "worker", "--port", "0"]
     process = subprocess.Popen(
         dies_with_parent(["/usr/bin/env", *command]), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -46,10 +49,33 @@ def worker_on_core(core: int) -> Iterator[Address]:
         line = process.stdout.readline()
         if not line.startswith("listening on "):
             raise BenchmarkError("'pocketfed worker' did not start")
-        yield parse_address(line.split()[-1])
+        yield parse_address(line.split()[-1]), process.pid
     finally:
         process.terminate()
         process.wait()
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process and of all that descend from it and live."""
+    folder = Path(f"/proc/{pid}")
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = [child for path in folder.glob("task/*/children") for child in path.read_text().split()]
+    return own + sum(processor_seconds(int(child)) for child in children)
+
+
+@dataclass
+class Measured:
+    """Of each round: seconds, processor seconds of the simulation and of each worker, bytes to and from each."""
+
+    seconds: list[float] = field(default_factory=list)
+    simulation: list[float] = field(default_factory=list)
+    workers: list[list[float]] = field(default_factory=list)
+    traffic: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    def critical_seconds(self) -> float:
+        """Processor seconds that follow on each other: the simulation's, and those of the worker that takes most."""
+        return median(mine + max(theirs) for mine, theirs in zip(self.simulation, self.workers, strict=True))
 
 
 class Meter:
@@ -99,44 +125,57 @@ class Rounds:
             for number in range(CLIENTS)
         ]
 
-    def seconds(self, workers: Sequence[Address], meters: Sequence[Meter] = ()) -> tuple[list[float], list[Any]]:
-        """Seconds of each round but the first, in which the workers load the computation; (sent, received) of each."""
+    def measure(
+        self, result: Measured, workers: Sequence[Address], pids: Sequence[int], others: Sequence[int] = (),
+        meters: Sequence[Meter] = (),
+    ) -> None:  # fmt: skip
+        """Add all rounds but the first, in which the workers load the computation."""
         from tff_sim.workers import remote_workers
 
-        seconds, traffic = [], []
+        def clocks() -> tuple[float, list[float]]:
+            theirs = [processor_seconds(pid) for pid in pids]
+            idle = sum(processor_seconds(pid) for pid in others)
+            return processor_seconds(os.getpid()) - sum(theirs) - idle, theirs
+
         with remote_workers(Workers(tuple(workers), 300.0)):
             state = self._engine.initialize()
-            for _ in range(ROUNDS):
-                before = [(meter.sent, meter.received) for meter in meters]
+            for number in range(ROUNDS):
+                counts = [(meter.sent, meter.received) for meter in meters]
+                mine, theirs = clocks()
                 started = time.perf_counter()
                 state = self._engine.round(state, self._work, self._tasks).state
-                seconds.append(time.perf_counter() - started)
-                traffic.append(
-                    [
-                        (meter.sent - sent, meter.received - received)
-                        for meter, (sent, received) in zip(meters, before, strict=True)
-                    ]
+                seconds = time.perf_counter() - started
+                mine_after, theirs_after = clocks()
+                if number == 0:
+                    continue
+                result.seconds.append(seconds)
+                result.simulation.append(mine_after - mine)
+                result.workers.append([after - before for before, after in zip(theirs, theirs_after, strict=True)])
+                result.traffic.append(
+                    [(m.sent - sent, m.received - got) for m, (sent, got) in zip(meters, counts, strict=True)]
                 )
-        return seconds[1:], traffic[1:]
 
 
 def measure(model: str, turns: int) -> dict[str, Any]:
-    """Medians of seconds a round, the efficiency, and bytes a round and worker."""
-    rounds = Rounds(model)
-    one: list[float] = []
-    two: list[float] = []
-    with worker_on_core(0) as first, worker_on_core(1) as second:
+    """Medians of seconds a round, the efficiencies, and bytes a round and worker."""
+    rounds, one, two, metered = Rounds(model), Measured(), Measured(), Measured()
+    with worker_on_core(0) as (first, first_pid), worker_on_core(1) as (second, second_pid):
         meters = [Meter(first), Meter(second)]
-        _, traffic = rounds.seconds([meter.address for meter in meters], meters)
+        pids = [first_pid, second_pid]
+        rounds.measure(metered, [meter.address for meter in meters], pids, meters=meters)
         for _ in range(turns):
-            one += rounds.seconds([first])[0]
-            two += rounds.seconds([first, second])[0]
+            rounds.measure(one, [first], [first_pid], others=[second_pid])
+            rounds.measure(two, [first, second], pids)
     return {
         "model": model,
-        "seconds_one_worker": median(one),
-        "seconds_two_workers": median(two),
-        "efficiency": median(one) / median(two) / 2,
-        "bytes_to_and_from_each_worker": traffic[-1],
+        "seconds_one_worker": median(one.seconds),
+        "seconds_two_workers": median(two.seconds),
+        "efficiency": median(one.seconds) / median(two.seconds) / 2,
+        "processor_seconds_simulation": median(two.simulation),
+        "processor_seconds_of_one_worker": median(max(each) for each in one.workers),
+        "processor_seconds_of_each_of_two": median(max(each) for each in two.workers),
+        "processor_efficiency": one.critical_seconds() / two.critical_seconds() / 2,
+        "bytes_to_and_from_each_worker": metered.traffic[-1],
     }
 
 

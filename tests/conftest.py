@@ -32,6 +32,7 @@ from tests.disk import mounted
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["POCKETFED_RUNTIMES"] = ""  # exports in further runtimes have tests of their own, and take their time
+os.environ["POCKETFED_OPEN_WORKER"] = "1"  # what commands print is the same where namespaces are not permitted
 os.environ.pop(TRUSTED_KEYS, None)  # those of whoever runs the tests have not signed the tests' bundles
 
 # A test's time says nothing on a machine that others use too.

@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> int:
     descriptor, port, *command = arguments
     parent = os.getppid()
     listener = socket.socket(fileno=int(descriptor))
-    problem = _enclose()
+    problem = _trial()
+    if problem is None:
+        _enclose()
     # Only now: a change of namespaces can undo it.
     _die_with_parent()
     if os.getppid() != parent:
@@ -55,16 +57,31 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _enclose() -> str | None:
-    """Move this process into a new network namespace with a loopback; or say why not."""
-    # Root may do it; others where they may have a user namespace.
+def _trial() -> str | None:
+    """Why this process can't be enclosed; None if it can. There is no way back, so a child tries first."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            _enclose()
+        except OSError as error:
+            os.write(writer, (error.strerror or "no reason given").encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as stream:  # noqa: PTH123  a descriptor
+        problem = stream.read().decode()
+    os.wait()
+    return problem or None
+
+
+def _enclose() -> None:
+    """Move this process into a new network namespace with a loopback."""
+    # Root may do it; others where they may have a user namespace, which some systems give without any rights.
     if _libc.unshare(_CLONE_NEWNET) and _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
-        return os.strerror(ctypes.get_errno())
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = struct.pack("16sh14x", b"lo", 0)
         (flags,) = struct.unpack("16xh14x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
-    return None
 
 
 def _die_with_parent() -> None:

@@ -8,6 +8,7 @@ reach it: a UNIX socket in a folder of this user leads to it, and nothing else d
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import tempfile
@@ -23,6 +24,8 @@ from tff_sim.notices import Notice, to_stderr
 from tff_sim.worker_connection import WorkerConnection
 from tff_sim.worker_process import worker_process
 
+OPEN_WORKER = "POCKETFED_OPEN_WORKER"
+"""Name of the environment variable that says: a worker that is open to the network is no news."""
 _START_SECONDS = 60.0
 _EXIT_SECONDS = 5.0
 _LONGEST_SOCKET_PATH = 100  # the system allows 107 bytes
@@ -52,7 +55,7 @@ def local_context(notice: Notice) -> Iterator[Any]:
         listener.bind(str(path))
         listener.listen()
         process, warning = stack.enter_context(worker_process(listener))
-        if warning is not None:
+        if warning is not None and not os.environ.get(OPEN_WORKER):
             notice(warning)
         connection = WorkerConnection(f"unix:{path}", lost=lambda reason: _ended(process, reason))
         stack.callback(connection.abandon)

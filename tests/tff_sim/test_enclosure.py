@@ -19,6 +19,7 @@ import pytest
 from tests.tff_sim.hosts import Host, RunningWorker, worker_on, workers_at
 from tff_sim import local_worker
 from tff_sim.addresses import Address
+from tff_sim.worker import OPEN_WORKER
 from tff_sim.worker_process import free_port
 from tff_sim.workers import remote_workers
 
@@ -29,8 +30,10 @@ NO_NAMESPACES = ["unshare", "-Ur", "sh", "-c", 'echo 0 > /proc/sys/user/max_net_
 
 def _namespaces_work() -> bool:
     """Whether this user may make one; if not, the worker can only warn."""
-    unshare = shutil.which("unshare")
-    return unshare is not None and subprocess.run([unshare, "-Urn", "true"], capture_output=True).returncode == 0
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return False
+    # Some systems give user namespaces without any rights, and then the loopback can't be used.
+    return subprocess.run(["unshare", "-Urn", "ip", "link", "set", "lo", "up"], capture_output=True).returncode == 0
 
 
 needs_namespaces = pytest.mark.skipif(not _namespaces_work(), reason="this system permits no user namespaces")
@@ -109,6 +112,29 @@ def test_where_no_namespace_is_permitted_the_worker_warns_and_serves(bind: str) 
     number, rest = end.split(", ", 1)
     assert rest == "without authentication"
     assert number.isdigit()
+
+
+HOLD_A_WORKER = """
+from tff_sim import local_worker
+with local_worker():
+    pass
+"""
+
+
+@needs_namespaces
+@pytest.mark.parametrize(("known", "lines"), [("", 1), ("1", 0)])
+def test_where_no_namespace_is_permitted_a_simulation_warns_unless_it_is_known(known: str, lines: int) -> None:
+    run = subprocess.run(
+        [*NO_NAMESPACES, sys.executable, "-W", "ignore", "-c", HOLD_A_WORKER],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=600,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", OPEN_WORKER: known},
+    )
+    assert run.returncode == 0, run.stderr
+    told = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(told) == lines
 
 
 def test_the_worker_ends_with_the_command(worker: RunningWorker) -> None:
