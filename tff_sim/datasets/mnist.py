@@ -76,3 +76,20 @@ def _part(data_dir: Path, kin: Kin, prefix: str) -> Examples:
         raise DatasetError(f"{image_path}: images of {images.shape[1]}×{images.shape[2]}; expected {_SIDE}×{_SIDE}")
     if len(images) != len(labels) or len(images) == 0:
         raise DatasetError(f"{label_path}: {len(labels)} labels for the {len(images)} images in {image_path.name}")
+    first, last = kin.labels
+    for label in (labels.min(), labels.max()):
+        if not first <= label <= last:
+            raise DatasetError(f"{label_path}: a label is {label}; expected {first} to {last}")
+    if kin.transposed:
+        images = images.transpose(0, 2, 1)
+    x = np.divide(images[..., None], np.float32(255), dtype=np.float32)
+    return Examples(x, labels.astype(np.int32) - np.int32(first))
+
+
+def _find(data_dir: Path, kin: Kin, name: str) -> Path:
+    for path in (data_dir / name, data_dir / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DatasetError(
+        f"{data_dir / name}: no such file, nor with .gz; --data-dir should hold the four {kin.title} files"
+    )
