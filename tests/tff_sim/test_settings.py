@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -175,3 +176,13 @@ def test_differences_are_told_by_key() -> None:
     one, other = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3, "d": 4}}
     assert differences(one, other) == {"b.c": (2, 3), "b.d": (None, 4)}
     assert differences(one, one) == {}
+
+
+def test_the_page_s_file_is_an_experiment(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "experiment.toml"
+    path.write_text(block)
+    experiment = load_experiment(path, {})
+    assert (experiment.model, experiment.data.data_dir) == ("mnist_2nn", tmp_path / "mnist")
+    assert experiment.world.drop_out == 0.1
