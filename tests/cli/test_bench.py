@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import benchmarks.codec
 import benchmarks.device
 import benchmarks.export
+import benchmarks.simulate
 from benchmarks.result import Result
 from cli.main import main
 
@@ -40,6 +42,16 @@ CODEC_NAMES = tuple(
 )
 
 
+SIMULATE_NAMES = (
+    "mlp_round_vs_stock_tff",
+    "cnn_round_vs_stock_tff",
+    "mlp_round_peak_mb",
+    "mlp_round_device_vs_stock_tff",
+    "cnn_round_device_vs_stock_tff",
+    "mlp_round_device_peak_mb",
+)
+
+
 def test_names_that_other_programs_rely_on(capsys: Capture) -> None:
     assert benchmarks.export.NAMES == NAMES
     assert main(["bench", "export", "--help"]) == 0
@@ -51,7 +63,31 @@ def test_the_page_on_performance_names_them_all() -> None:
     page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
     named = tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     # What each is, and what it measured; of the device's and the codec's both at once.
-    assert named == (*NAMES * 2, *benchmarks.device.NAMES, *CODEC_FAMILIES)
+    assert named == (*NAMES * 2, *benchmarks.device.NAMES, *CODEC_FAMILIES, *SIMULATE_NAMES)
+
+
+def test_names_of_the_simulation_s(capsys: Capture) -> None:
+    assert benchmarks.simulate.NAMES == SIMULATE_NAMES
+    assert main(["bench", "simulate", "--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(re.search(rf"^  {name}( |$)", output, re.MULTILINE) for name in SIMULATE_NAMES)
+    assert main(["bench", "simulate", "mlp"]) == 2
+    known = ", ".join(SIMULATE_NAMES)
+    assert capsys.readouterr().err.strip() == f"pocketfed: unknown benchmark 'mlp'; known are {known}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow_federated") is None, reason="TFF is not installed")
+def test_simulated_rounds_quickly(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["bench", "simulate", "--data-dir", str(tmp_path / "none")]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err.splitlines()[-1]
+    names = ["mlp_round_device_vs_stock_tff", "mlp_round_peak_mb"]
+    assert main(["bench", "simulate", *names, "--quick", "--json"]) == 0
+    rounds, memory = json.loads(capsys.readouterr().out)
+    assert (rounds["name"], rounds["unit"]) == (names[0], "s")
+    assert rounds["value"] > 0
+    assert rounds["note"].startswith("10 of 100 clients × 600 embedded digits enlarged to 28×28, E = 1, B = 10")
+    assert (memory["name"], memory["unit"], memory["reference"]) == (names[1], "MB", "fixed, 900 MB")
+    assert 300 < memory["value"] < 2000  # TensorFlow alone takes the least, and no machine the most
 
 
 def test_what_a_device_says_it_needs(capsys: Capture) -> None:
