@@ -17,6 +17,7 @@ from tff_sim.settings import from_tables, merged, to_tables
 # Of the fields of a client's work, those that the file has elsewhere, and those that a simulation has no use for.
 _SEED = "seed"
 _NOT_SIMULATED = "deadline_seconds"
+_PATHS = ("data_dir", "partition_file")
 
 
 def dump_experiment(experiment: Experiment) -> bytes:
@@ -26,8 +27,9 @@ def dump_experiment(experiment: Experiment) -> bytes:
 
 def experiment_tables(experiment: Experiment) -> dict[str, Any]:
     """The tables of its file: as in the dataclasses, but for the seed, which stands at the top."""
-    if experiment.data.data_dir is not None:
-        experiment = replace(experiment, data=replace(experiment.data, data_dir=experiment.data.data_dir.absolute()))
+    data = experiment.data
+    paths = {name: path.absolute() for name in _PATHS if (path := getattr(data, name)) is not None}
+    experiment = replace(experiment, data=replace(data, **paths))
     tables = to_tables(experiment)
     tables["work"].pop(_NOT_SIMULATED, None)
     return {_SEED: tables["work"].pop(_SEED), **tables}

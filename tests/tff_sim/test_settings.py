@@ -172,6 +172,15 @@ def test_a_cosine_ends_with_the_experiment(tmp_path: Path) -> None:
     assert load_experiment(None, {"rounds": 50, "schedule": {"name": "cosine"}}).schedule.rounds == 50
 
 
+def test_paths_are_written_whole_so_that_the_file_can_be_read_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(data=Data(data_dir=Path("mnist"), partition_file=Path("shards.npz")))
+    data = experiment_tables(experiment)["data"]
+    assert (data["data_dir"], data["partition_file"]) == (str(tmp_path / "mnist"), str(tmp_path / "shards.npz"))
+
+
 def test_differences_are_told_by_key() -> None:
     one, other = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3, "d": 4}}
     assert differences(one, other) == {"b.c": (2, 3), "b.d": (None, 4)}
