@@ -185,5 +185,5 @@ def _print(entries: list[Entry]) -> None:
             "" if entry.measured_speedup is None else f", {entry.measured_speedup:.2f} times as fast as the baseline"
         )
         click.echo(
-            f"{entry.row}: {entry.target:.0%} {measured} rounds{published}{times}; best {entry.best_accuracy:.2%}"
+            f"{entry.row}: {entry.target * 100:g}% {measured} rounds{published}{times}; best {entry.best_accuracy:.2%}"
         )

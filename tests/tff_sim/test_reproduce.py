@@ -76,11 +76,11 @@ def test_rows_are_chosen_by_pattern() -> None:
     assert str(caught.value) == "codecs has no row 'zip'; it has f32, q8, q4, q2, q1"
 
 
-def _finished(folder: Path, accuracies: list[float], rate: float = 0.1) -> None:
+def _finished(folder: Path, accuracies: list[float], rate: float = 0.1, target: float | None = None) -> None:
     folder.mkdir(parents=True)
     summary = {
         "initial_accuracy": accuracies[0], "best_accuracy": max(accuracies), "rounds": len(accuracies) - 1,
-        "learning_rate": rate, "seed": 0, "upload_bytes": 1000,
+        "learning_rate": rate, "seed": 0, "upload_bytes": 1000, "target_accuracy": target,
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     lines = [f"{number},{accuracy}" for number, accuracy in enumerate(accuracies[1:], start=1)]
@@ -116,6 +116,22 @@ def test_measured_stands_next_to_published(tmp_path: Path) -> None:
     assert write_figure("cnn-iid", *FIGURES["cnn-iid"], tmp_path) == tmp_path / "figures" / "cnn-iid.png"
     assert write_figure("cifar", *FIGURES["cifar"], tmp_path) is None
     assert best_so_far([0.1, 0.5, 0.4]) == [0.1, 0.5, 0.5]
+
+
+def test_a_target_that_can_be_afforded_is_compared_too(tmp_path: Path) -> None:
+    """FedSGD was run to 95 % alone: its ratio to FedAvg is told there, from FedAvg's own curve."""
+    base, fast = tmp_path / "table2" / "cnn-iid-fedsgd", tmp_path / "table2" / "cnn-iid-e5-b10"
+    _finished(base, [0.1, 0.75, 0.85, 0.95], target=0.95)
+    _finished(fast, [0.1, 0.95, 0.99], target=0.99)
+    entries = {(entry.row, entry.target): entry for entry in write_report("table2", tmp_path)}
+    assert list(entries) == [
+        ("cnn-iid-fedsgd", 0.95), ("cnn-iid-fedsgd", 0.99), ("cnn-iid-e5-b10", 0.95), ("cnn-iid-e5-b10", 0.99),
+    ]  # fmt: skip
+    assert entries["cnn-iid-fedsgd", 0.95].measured == pytest.approx(3.0)
+    assert entries["cnn-iid-fedsgd", 0.99].measured is None
+    ratio = entries["cnn-iid-e5-b10", 0.95]
+    assert (ratio.published, ratio.published_speedup, ratio.measured_speedup) == (None, None, pytest.approx(3.0))
+    assert entries["cnn-iid-e5-b10", 0.99].measured_speedup is None
 
 
 def test_rounds_of_sgd_are_updates(tmp_path: Path) -> None:
