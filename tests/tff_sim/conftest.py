@@ -14,6 +14,8 @@ import pytest
 collect_ignore: list[str] = []
 if importlib.util.find_spec("tensorflow_federated") is None:
     collect_ignore = [
+        "encoding/test_aggregator.py",
+        "encoding/test_round.py",
         "test_aggregation.py",
         "test_client_data.py",
         "test_client_state.py",
@@ -24,9 +26,11 @@ if importlib.util.find_spec("tensorflow_federated") is None:
         "test_examples.py",
         "test_experiment.py",
         "test_fed_avg.py",
+        "test_reproduce.py",
         "test_resume.py",
         "test_server_optimizer.py",
         "test_shared_engine.py",
+        "test_sweep.py",
         "test_worker.py",
         "test_workers.py",
     ]
