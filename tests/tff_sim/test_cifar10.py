@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tff_sim import datasets
 from tff_sim.datasets.cifar10 import load_raw
 from tff_sim.datasets.cifar_images import central, distorted, whitened
+from tff_sim.datasets.restricted_pickle import read_pickle
 from tff_sim.errors import DatasetError
 
 TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
@@ -167,9 +170,30 @@ def test_the_hostile_pickles_are_hostile(tmp_path: Path) -> None:
             ),
             "an array that does not fit its data",
         ),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x08\x00\x00\x00.", "a byte array or a set"),  # of 32 gigabytes
+        (b"\x80\x04\x8f.", "a byte array or a set"),
+        (b"cnumpy\ndtype\n((lK\x00K\x01tR.", "arrays of no type"),
+        (b"}K\x01K\x02s.", "a dictionary whose keys are not text"),
+        (b"(K\x01K\x02d.", "a dictionary whose keys are not text"),
+        # Tuples of tuples, 2**60 in the last one, as a key: to hash it would take years.
+        (b"})" + b"2\x86" * 60 + b"K\x01s.", "a dictionary whose keys are not text"),
+        (b"](})" + b"2\x86" * 60 + b"K\x01ue.", "a dictionary whose keys are not text"),
         (b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.", "text in another encoding than Latin-1"),
     ],
-    ids=["list", "floats", "objects", "short", "codec"],
+    ids=[
+        "list",
+        "floats",
+        "objects",
+        "short",
+        "bytes",
+        "set",
+        "no type",
+        "number",
+        "numbers",
+        "hash",
+        "hashes",
+        "codec",
+    ],
 )
 def test_what_is_no_batch_is_refused_with_the_reason(python: Path, content: bytes, reason: str) -> None:
     (python / "data_batch_1").write_bytes(content)
@@ -185,7 +209,6 @@ def test_what_is_no_batch_is_refused_with_the_reason(python: Path, content: byte
         b"not a pickle",
         b"\x80\x02}",  # broken off
         b"\x80\x02}r\xff\xff\xff\xff.."[:-2],
-        b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",  # a byte array of 2**63 bytes
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
         b"cnumpy\ndtype\n}S'x'\nS'y'\nsb.",  # sets attributes of what stands for numpy.dtype
         b"cnumpy\nndarray\n(tR.",
@@ -198,6 +221,22 @@ def test_a_damaged_pickle_is_named(python: Path, content: bytes) -> None:
     message = _message(python)
     assert message.startswith(f"{python / 'data_batch_1'}: ")
     assert message.endswith(PYTHON)
+
+
+@given(st.data())
+def test_no_change_of_a_pickle_does_more_than_be_refused(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    pixels = np.zeros((1, 12), np.uint8)
+    content = bytearray(pickle.dumps({b"data": pixels, b"labels": [1], b"filenames": [b"a"]}, protocol=2))
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "changed"
+    path.write_bytes(content)
+    try:
+        found = read_pickle(path, "a batch")
+    except DatasetError as error:
+        assert str(error).startswith(f"{path}: ")
+    else:
+        assert all(isinstance(key, bytes) for key in found)
 
 
 def test_a_truncated_pickle_is_named(python: Path) -> None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tff_sim.datasets.files import read_file
 from tff_sim.errors import DatasetError
+
+_MOST_DIMENSIONS = 4
 
 
 class _RefusedError(Exception):
@@ -32,7 +35,7 @@ class _Dtype:
 
     def __call__(self, code: object = None, *_: object) -> _Dtype:
         if code not in ("u1", b"u1"):
-            raise _RefusedError(f"arrays of {str(code)[:20]!r}")
+            raise _RefusedError(f"arrays of {code[:20]!r}" if isinstance(code, str | bytes) else "arrays of no type")
         return self
 
     def __setstate__(self, state: object) -> None:
@@ -53,9 +56,11 @@ class _Array:
     def value(self) -> npt.NDArray[np.uint8]:
         """The array that the state describes, if it describes one."""
         match self.state:
-            case (int(), tuple(shape), _Dtype(), bool() | int() as fortran, bytes(data)) if all(
-                type(size) is int and size >= 0 for size in shape
-            ) and math.prod(shape) == len(data):
+            case (int(), tuple(shape), _Dtype(), bool() | int() as fortran, bytes(data)) if (
+                all(type(size) is int and size >= 0 for size in shape)
+                and len(shape) <= _MOST_DIMENSIONS
+                and math.prod(shape) == len(data)
+            ):
                 return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
         raise _RefusedError("an array that does not fit its data")
 
@@ -94,12 +99,52 @@ _ALLOWED: dict[tuple[str, str], object] = {
 }
 
 
+# Byte arrays come with a length that is believed; sets hash whatever is put in.
+_LEFT_OUT = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
+
+
 class _Unpickler(pickle._Unpickler):
+    """Python's, without the instructions that such data never has and that cost more than the file's own size."""
+
+    # Of the class above, and not in its type stubs.
+    stack: list[Any]
+    append: Callable[[object], None]
+    pop_mark: Callable[[], list[Any]]
+
     def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((str(module), str(name)))
+        found = _ALLOWED.get((module, name))
         if found is None:
             raise _RefusedError(f"{module}.{name}"[:60])
         return found
+
+    def _refuse(self) -> None:
+        raise _RefusedError("a byte array or a set")
+
+    def _set_items(self) -> None:
+        self._put(self.pop_mark())
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put([key, value])
+
+    def _dictionary(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._put(items)
+
+    def _put(self, items: list[Any]) -> None:
+        # A tuple of tuples of tuples, each twice the one before, would take for ever to hash.
+        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | bytes) for key in items[::2]):
+            raise _RefusedError("a dictionary whose keys are not text")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        **dict.fromkeys((code[0] for code in _LEFT_OUT), _refuse),
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _dictionary,
+    }
 
 
 def read_pickle(path: Path, expected: str) -> dict[bytes, Any]:
