@@ -115,7 +115,7 @@ def with_row(collected: list[tf.Tensor], row: tf.Tensor) -> list[tf.Tensor]:
         moved, all_of_them = _pushed(many, joined)
         return [*ones, *moved, tf.concat([rest, all_of_them], axis=0)]
 
-    return tf.cond(tf.shape(joined)[0] > 0, passed_on, lambda: [*ones, *many, rest])
+    return list(tf.cond(tf.shape(joined)[0] > 0, passed_on, lambda: [*ones, *many, rest]))
 
 
 def _pushed(slots: list[tf.Tensor], rows: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
