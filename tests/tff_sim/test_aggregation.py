@@ -14,7 +14,7 @@ import tensorflow_federated as tff
 from device_runtime.work import ClientWork
 from tff_sim.algorithm import Algorithm, ServerOptimizer
 from tff_sim.fed_avg import build_server_update
-from tff_sim.robust import median, trimmed_mean
+from tff_sim.robust import SLOTS, median, no_rows, trimmed_mean, with_row
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning"),
@@ -212,6 +212,27 @@ def test_medians_and_trimmed_means_of_ties_are_those_of_numpy(count: int) -> Non
         cut = percent * count // 100  # in whole numbers: 0.29 · 100 is less than 29
         got = trimmed_mean(tf.constant(values), percent / 100)
         np.testing.assert_allclose(got, _trimmed_in_numpy(values, cut), rtol=1e-6, atol=1e-7)
+
+
+def test_rows_are_collected_through_all_slots() -> None:
+    count = SLOTS * SLOTS * 2 + SLOTS + 3  # the last slots were full and joined more than once
+    rows = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
+    add = tf.function(lambda collected, row: with_row(list(collected), row), reduce_retracing=True)
+    collected = [no_rows(2)] * (2 * SLOTS + 1)
+    for row in rows:
+        collected = add(collected, tf.constant(row[None]))
+    assert [len(slot) for slot in collected].count(1) == SLOTS - (-count % SLOTS)
+    got = np.concatenate([slot.numpy() for slot in collected])
+    np.testing.assert_array_equal(got[np.lexsort(got.T)], rows[np.lexsort(rows.T)])
+
+
+def test_a_median_of_more_clients_than_slots() -> None:
+    deltas = _deltas(2 * SLOTS + 8)
+    deltas[SLOTS - 1][0][0, 0] = np.nan  # takes no slot
+    got, counts = _Server(Algorithm(aggregator="median")).round(deltas, [1] * len(deltas))
+    left = deltas[: SLOTS - 1] + deltas[SLOTS:]
+    _assert_close(got, [np.median(np.stack(tensors), axis=0) for tensors in zip(*left, strict=True)])
+    assert counts == _counts(len(left), len(left), non_finite=1)
 
 
 def test_something_is_always_left_of_a_trimmed_mean() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.usefixtures("tff_worker"),
 ]
 
+Expected = tuple[npt.NDArray[np.float64], ...]
 START: Weights = (np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), np.array([0.0], np.float32))
 # Small and large beside τ and beside the rounds before, and of both signs: each branch of Yogi's sign is taken.
 DELTAS = [
@@ -30,7 +32,7 @@ DELTAS = [
 ]
 
 
-def _sgd(learning_rate: float, momentum: float = 0.0) -> list[Weights]:
+def _sgd(learning_rate: float, momentum: float = 0.0) -> list[Expected]:
     """FedAvg, and FedAvgM: v ← μ·v + Δ, x ← x + η·v."""
     x = [w.astype(np.float64) for w in START]
     v = [np.zeros_like(w) for w in x]
@@ -44,7 +46,7 @@ def _sgd(learning_rate: float, momentum: float = 0.0) -> list[Weights]:
 
 def _adaptive(
     second: Callable[[Any, Any, float], Any], learning_rate: float, beta_1: float, beta_2: float, tau: float
-) -> list[Weights]:
+) -> list[Expected]:
     """Algorithm 2: m_{-1} = 0 and v_{-1} = τ²; x_{t+1} = x_t + η·m_t/(√v_t + τ)."""
     x = [w.astype(np.float64) for w in START]
     m = [np.zeros_like(w) for w in x]
@@ -86,7 +88,7 @@ def _yogi(v: Any, square: Any, beta_2: float) -> Any:
     ],
     ids=lambda case: case.name if isinstance(case, ServerOptimizer) else "",
 )
-def test_three_rounds_are_those_of_the_paper(optimizer: ServerOptimizer, want: list[Weights]) -> None:
+def test_three_rounds_are_those_of_the_paper(optimizer: ServerOptimizer, want: list[Expected]) -> None:
     process = build_server_update(ClientWork(), START, Algorithm(optimizer))
     state = process.initialize()
     for deltas, expected in zip(DELTAS, want, strict=True):
