@@ -10,6 +10,7 @@ import click
 
 from cli.options import JSON, SEED, print_json
 from cli.sweep import print_sweep, resuming
+from device_runtime.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from tff_sim.reproduce import Entry, Row
@@ -72,23 +73,28 @@ def reproduce(
     if as_list:
         _list(tables, as_json)
         return
+    diverged = []
     for name, chosen in tables.items():
         for row in chosen:
-            run_row(
-                _changed(row, data_dir, seed, rounds, target_accuracy, learning_rate, engine),
-                out / name / row.name, sweep, int(per_decade),
-            )  # fmt: skip
+            changed = _changed(row, data_dir, seed, rounds, target_accuracy, learning_rate, engine)
+            try:
+                run_row(changed, out / name / row.name, sweep, int(per_decade))
+            except CheckFailedError as error:  # the other rows are not the worse for it
+                click.echo(f"{row.name}: {error}", err=True)
+                diverged.append(row.name)
     reports = {name: paper.write_report(name, out) for name in tables}
     figures = [paper.write_figure(name, *paper.FIGURES[name], out) for name in _figures(table, rows)]
     if as_json:
         from dataclasses import asdict
 
         print_json({name: [asdict(entry) for entry in entries] for name, entries in reports.items()})
-        return
-    for entries in reports.values():
-        _print(entries)
-    for path in [*(out / f"{name}.md" for name in reports), *filter(None, figures)]:
-        click.echo(str(path))
+    else:
+        for entries in reports.values():
+            _print(entries)
+        for path in [*(out / f"{name}.md" for name in reports), *filter(None, figures)]:
+            click.echo(str(path))
+    if diverged:
+        raise CheckFailedError(f"the training diverged in {', '.join(diverged)}: give a lower --lr, or --sweep")
 
 
 def run_row(row: Row, folder: Path, sweep: bool, per_decade: int) -> None:

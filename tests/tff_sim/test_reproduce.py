@@ -192,4 +192,9 @@ def test_a_row_is_run_goes_on_and_is_reported(
     assert main([*arguments, "--rounds", "3", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)["codecs"]
     assert entry["rounds"] == 3
+    # A row that diverges is told of, and the others are run and reported all the same.
+    assert main([*arguments, "--row", "q8", "--lr", "1e30", "--rounds", "3", "--out", str(tmp_path / "other")]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if line.startswith("q4: round 1")]
+    assert errors[-1] == "pocketfed: the training diverged in q8, q4: give a lower --lr, or --sweep"
     assert math.isclose(entry["best_accuracy"], json.loads((run / "summary.json").read_text())["best_accuracy"])
