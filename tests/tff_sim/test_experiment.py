@@ -173,6 +173,24 @@ def test_updates_that_are_corrupt_are_counted_and_do_no_harm(tmp_path: Path) -> 
     assert summary["final_accuracy"] > summary["initial_accuracy"] + 0.2
 
 
+def test_a_population_on_disk_has_a_world_too(tmp_path: Path) -> None:
+    population = tmp_path / "population"
+    deal = ["data", "export", "--partition", "dirichlet", "--alpha", "0.2", "--clients", "200", "--packed"]
+    assert main([*deal, "--out", str(population)]) == 0
+    arguments = ["--dataset", "packed", "--data-dir", str(population), "--fraction", "0.05", "--rounds", "3"]
+    world = ["--availability", "0.3", "--deadline", "0.1", "--over-selection", "1.5", "--aggregator", "median"]
+    out = tmp_path / "run"
+    assert main(["simulate", *arguments, *world, "--out", str(out)]) == 0
+    for row in _rows(out):
+        assert 20 < int(row["available"]) < 120
+        assert int(row["selected"]) == 15
+        assert int(row["late"]) > 0
+        assert int(row["clients"]) == min(10, 15 - int(row["late"]))
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["clients"], summary["partition"]) == (200, None)
+    assert summary["algorithm"]["aggregator"] == "median"
+
+
 def test_rounds_in_which_nobody_reports_leave_the_model_as_it_is(tmp_path: Path) -> None:
     arguments = ["--clients", "10", "--fraction", "0.2", "--rounds", "2", "--drop-out", "1", "--out", str(tmp_path)]
     assert main(["simulate", *arguments]) == 0
