@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from tff_sim.client_data import client_dataset
     from tff_sim.experiment import Experiment, run_experiment
     from tff_sim.fed_avg import build_fed_avg
+    from tff_sim.server_optimizer import build_server_optimizer
     from tff_sim.worker import local_worker
 
 __all__ = [
     "Algorithm", "Experiment", "ServerOptimizer",
-    "build_fed_avg", "client_dataset", "local_worker", "run_experiment",
+    "build_fed_avg", "build_server_optimizer", "client_dataset", "local_worker", "run_experiment",
 ]  # fmt: skip
 
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "Experiment": "tff_sim.experiment",
     "ServerOptimizer": "tff_sim.algorithm",
     "build_fed_avg": "tff_sim.fed_avg",
+    "build_server_optimizer": "tff_sim.server_optimizer",
     "client_dataset": "tff_sim.client_data",
     "local_worker": "tff_sim.worker",
     "run_experiment": "tff_sim.experiment",

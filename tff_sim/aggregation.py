@@ -61,17 +61,7 @@ def screened(algorithm: Algorithm, update: Any, examples: tf.Tensor) -> Any:
         examples: n_k, float32 [].
     """
     finite = all_finite(update)
-    counts, scale = finite, tf.constant(1.0, tf.float64)
-    zeroed = clipped = tf.constant(False)
-    if algorithm.zero_norm is not None or algorithm.clip_norm is not None:
-        # In float64 the squares of all float32 numbers are finite: a delta of 1e30 is long, not infinite.
-        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tf.cast(tensor, tf.float64))) for tensor in update]))
-        if algorithm.zero_norm is not None:
-            zeroed = finite & (norm > algorithm.zero_norm)
-            counts = finite & ~zeroed
-        if algorithm.clip_norm is not None:
-            clipped = counts & (norm > algorithm.clip_norm)
-            scale = tf.where(clipped, algorithm.clip_norm / norm, scale)
+    counts, zeroed, clipped, scale = verdict(algorithm, finite, norm(update))
 
     def value(tensor: tf.Tensor) -> tf.Tensor:
         if algorithm.clip_norm is not None:
@@ -89,6 +79,30 @@ def screened(algorithm: Algorithm, update: Any, examples: tf.Tensor) -> Any:
             clipped=tf.cast(clipped, tf.int32),
         ),
     )
+
+
+def norm(update: Any) -> tf.Tensor:
+    """The L2 norm of all tensors together, float64 []: of float32 numbers none has a square that float64 can't hold."""
+    return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tf.cast(tensor, tf.float64))) for tensor in update]))
+
+
+def verdict(algorithm: Algorithm, finite: tf.Tensor, norm: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Of a delta: whether it counts, was zeroed, was clipped, bool []; and what it is multiplied by, float64 [].
+
+    Args:
+        algorithm: of the server.
+        finite: bool [].
+        norm: L2, float64 []; not looked at, and so not computed, where the algorithm has no limit.
+    """
+    zeroed = clipped = tf.constant(False)
+    if algorithm.zero_norm is not None:
+        zeroed = finite & (norm > algorithm.zero_norm)
+    counts = finite & ~zeroed
+    scale = tf.constant(1.0, tf.float64)
+    if algorithm.clip_norm is not None:
+        clipped = counts & (norm > algorithm.clip_norm)
+        scale = tf.where(clipped, algorithm.clip_norm / norm, scale)
+    return counts, zeroed, clipped, scale
 
 
 def _inner(algorithm: Algorithm, update_type: Any) -> Any:

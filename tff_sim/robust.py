@@ -1,12 +1,13 @@
 """Coordinate-wise median and trimmed mean (Yin et al. 2018), as a TFF aggregation process.
 
 Both need all values of a coordinate at once, so the server holds the whole cohort's updates: cohort × model in memory,
-several times over while they are sorted, where a mean needs the model once.
+a few times over, where a mean needs the model once.
 """
 
 from __future__ import annotations
 
 import collections
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_sim.algorithm import Algorithm
+
+SLOTS = 16
+_COLUMNS = 2**16
 
 
 def median(values: tf.Tensor) -> tf.Tensor:
@@ -51,29 +55,28 @@ def build_robust_aggregator(algorithm: Algorithm, update_type: Any) -> Any:
         algorithm: with the aggregator ``median`` or ``trimmed_mean``.
         update_type: TFF's type of an update, a list of float32 tensors.
     """
-    collected_type = tff.to_type([tff.TensorType(tensor.dtype.type, [None, *tensor.shape]) for tensor in update_type])
+    shapes = [tuple(tensor.shape) for tensor in update_type]
+    sizes = [math.prod(shape) for shape in shapes]
+    collected_type = tff.to_type([tff.TensorType(np.float32, [None, sum(sizes)])] * (2 * SLOTS + 1))
 
     @tff.tensorflow.computation
     def nothing() -> Any:
-        return [tf.zeros([0, *tensor.shape], tensor.dtype) for tensor in update_type]
+        return [no_rows(sum(sizes))] * (2 * SLOTS + 1)
 
     @tff.tensorflow.computation(collected_type, tff.to_type((update_type, np.float32)))
     def collect(collected: Any, one: Any) -> Any:
         update, weight = one
-        new = tf.cast(weight > 0, tf.int32)  # one row, or none
-        return [
-            tf.concat([rows, tf.expand_dims(tensor, 0)[:new]], axis=0)
-            for rows, tensor in zip(collected, update, strict=True)
-        ]
+        row = tf.concat([tf.reshape(tensor, [1, -1]) for tensor in update], axis=1)
+        return tf.cond(weight > 0, lambda: with_row(list(collected), row), lambda: list(collected))
 
     @tff.tensorflow.computation(collected_type, collected_type)
     def merge(one: Any, other: Any) -> Any:
-        return [tf.concat(rows, axis=0) for rows in zip(one, other, strict=True)]
+        return [no_rows(sum(sizes))] * (2 * SLOTS) + [tf.concat([*one, *other], axis=0)]
 
     @tff.tensorflow.computation(collected_type)
-    @tf.function
     def report(collected: Any) -> Any:
-        return [_of_rows(algorithm, rows) for rows in collected]
+        vectors = tf.split(_of_rows(algorithm, tf.concat(list(collected), axis=0)), sizes)
+        return [tf.reshape(vector, shape) for vector, shape in zip(vectors, shapes, strict=True)]
 
     @tff.federated_computation
     def initialize() -> Any:
@@ -93,8 +96,46 @@ def build_robust_aggregator(algorithm: Algorithm, update_type: Any) -> Any:
     return tff.templates.AggregationProcess(initialize, next_fn)
 
 
-def _of_rows(algorithm: Algorithm, rows: tf.Tensor) -> tf.Tensor:
-    def some() -> tf.Tensor:
-        return median(rows) if algorithm.aggregator == "median" else trimmed_mean(rows, algorithm.trimmed)
+def no_rows(size: int) -> tf.Tensor:
+    """Float32 [0, size] whose type says nothing of how many rows there are, as TFF's sums want it."""
+    return tf.raw_ops.PlaceholderWithDefault(input=tf.zeros([0, size]), shape=[None, size])
 
-    return tf.cond(tf.shape(rows)[0] > 0, some, lambda: tf.fill(rows.shape[1:], tf.constant(np.nan, rows.dtype)))
+
+def with_row(collected: list[tf.Tensor], row: tf.Tensor) -> list[tf.Tensor]:
+    """What has been collected, and one more row.
+
+    TFF keeps all that the sum ever was until the round ends, so rows that were joined anew at each step would take the
+    square of the cohort. Here they stay where they are: in slots that are handed on, of one row each, then of as many
+    rows as there are slots; only full slots are joined.
+    """
+    ones, many, rest = collected[:SLOTS], collected[SLOTS:-1], collected[-1]
+    ones, joined = _pushed(ones, row)
+
+    def passed_on() -> list[tf.Tensor]:
+        moved, all_of_them = _pushed(many, joined)
+        return [*ones, *moved, tf.concat([rest, all_of_them], axis=0)]
+
+    return list(tf.cond(tf.shape(joined)[0] > 0, passed_on, lambda: [*ones, *many, rest]))
+
+
+def _pushed(slots: list[tf.Tensor], rows: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """The slots with `rows` in the first and the others moved on; and what was in them if they were full."""
+    none = rows[:0]
+    full = tf.shape(slots[-1])[0] > 0
+    moved = tf.cond(full, lambda: [rows] + [none] * (len(slots) - 1), lambda: [rows, *slots[:-1]])
+    return moved, tf.cond(full, lambda: tf.concat(slots, axis=0), lambda: none)
+
+
+def _of_rows(algorithm: Algorithm, rows: tf.Tensor) -> tf.Tensor:
+    """The median or trimmed mean of float32 [m, n] over m; NaN where m is 0."""
+
+    def of(values: tf.Tensor) -> tf.Tensor:
+        return median(values) if algorithm.aggregator == "median" else trimmed_mean(values, algorithm.trimmed)
+
+    size = rows.shape[1]
+    return tf.cond(
+        tf.shape(rows)[0] > 0,
+        # sorting takes its values several times over: some coordinates at a time
+        lambda: tf.concat([of(rows[:, start : start + _COLUMNS]) for start in range(0, size, _COLUMNS)], axis=0),
+        lambda: tf.fill([size], tf.constant(np.nan, tf.float32)),
+    )

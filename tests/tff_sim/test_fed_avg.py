@@ -20,9 +20,11 @@ from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork, client_seed, step_seeds
 from models.training import client_step
-from tff_sim import build_fed_avg, client_dataset
-from tff_sim.engine import EngineRound, ProcessEngine
+from tff_sim import Algorithm, ServerOptimizer, build_fed_avg, client_dataset
+from tff_sim.engine import ClientTask, EngineRound, ProcessEngine
+from tff_sim.fed_avg import build_server_update
 from tff_sim.plan import honest, random_cohorts
+from tff_sim.schedules import Schedule, work_of
 from tff_sim.simulation import always, simulate
 
 pytestmark = [
@@ -162,12 +164,15 @@ def test_the_order_of_the_batches_counts(process: Any, clients: dict[str, Exampl
     assert _largest_difference(one, other) > 1e-4
 
 
-def test_an_infinite_batch_size_is_one_step_on_all_examples(clients: dict[str, Examples], initial: Weights) -> None:
-    work = ClientWork(epochs=1, batch_size=None, learning_rate=0.5, seed=3)
-    got, _ = _round(build_fed_avg(SPEC, work, initial), clients, ["full"], work)
+def test_fed_sgd_is_one_step_along_the_mean_gradient_of_all_examples(
+    clients: dict[str, Examples], initial: Weights
+) -> None:
+    work = ClientWork(epochs=1, batch_size=None, learning_rate=0.5, seed=3)  # FedSGD: E = 1, B = ∞
+    got, _ = _round(build_fed_avg(SPEC, work, initial), clients, list(clients), work)
     model = models.seeded_model(SPEC, 99)
     model.set_weights(list(initial))
-    x, y = clients["full"].x, clients["full"].y
+    x = np.concatenate([examples.x for examples in clients.values()])
+    y = np.concatenate([examples.y for examples in clients.values()])
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x)))
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -260,6 +265,87 @@ def test_a_factor_multiplies_the_delta(process: Any, clients: dict[str, Examples
     one, flipped, tenfold = moved(1.0), moved(-1.0), moved(10.0)
     assert _largest_difference(tuple(-w for w in flipped), one) < 1e-6
     assert _largest_difference(tenfold, tuple(10 * w for w in one)) < 1e-5
+
+
+def _engine_round(process: Any, tasks: list[ClientTask]) -> EngineRound:
+    engine = ProcessEngine(process)
+    return engine.round(engine.initialize(), WORK, tasks)
+
+
+def test_a_client_that_is_not_finite_is_counted_and_changes_nothing(process: Any, clients: dict[str, Examples]) -> None:
+    tasks = [ClientTask(name, clients[name], seed) for seed, name in enumerate(("uneven", "few"))]
+    spoilt = Examples(np.full((4, 8, 8, 1), np.inf, np.float32), np.zeros(4, np.int32))
+    honest_alone = _engine_round(process, tasks)
+    corrupt = ClientTask("full", clients["full"], 9, factor=np.nan)  # its loss is finite
+    beside = _engine_round(process, [tasks[0], ClientTask("spoilt", spoilt, 8), tasks[1], corrupt])
+    assert _largest_difference(beside.weights, honest_alone.weights) == 0
+    assert (beside.clients, beside.examples) == (honest_alone.clients, honest_alone.examples) == (2, 15)
+    assert honest_alone.counts == {"non_finite": 0, "zeroed": 0, "clipped": 0, "no_step": 0}
+    assert beside.counts == {"non_finite": 2, "zeroed": 0, "clipped": 0, "no_step": 0}
+    # the mean loss is that of the three clients that have one
+    with_loss = _engine_round(process, [*tasks, replace(corrupt, factor=1.0)])
+    assert beside.train_loss == pytest.approx(with_loss.train_loss, rel=1e-5)
+
+
+def test_a_round_in_which_nobody_is_finite_leaves_the_model(process: Any, initial: Weights) -> None:
+    spoilt = Examples(np.full((4, 8, 8, 1), np.nan, np.float32), np.zeros(4, np.int32))
+    done = _engine_round(process, [ClientTask("one", spoilt, 1), ClientTask("two", spoilt, 2)])
+    assert _largest_difference(done.weights, initial) == 0
+    assert (done.clients, done.examples, np.isnan(done.train_loss)) == (0, 0, True)
+    assert done.counts == {"non_finite": 2, "zeroed": 0, "clipped": 0, "no_step": 1}
+
+
+def test_an_algorithm_is_what_the_server_does(clients: dict[str, Examples], initial: Weights) -> None:
+    algorithm = Algorithm(ServerOptimizer("momentum", learning_rate=0.5), weighting="uniform", clip_norm=1e-3)
+    done = _engine_round(
+        build_fed_avg(SPEC, WORK, initial, algorithm), [ClientTask(name, clients[name], 1) for name in ("few", "full")]
+    )
+    assert done.counts["clipped"] == 2
+    moved = np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(done.weights, initial, strict=True)))
+    assert 0.5e-3 / 2 < moved <= 0.5e-3 * 1.01  # two deltas of length 1e-3, half their mean
+
+
+def test_a_schedule_changes_the_learning_rate_of_a_round(process: Any, clients: dict[str, Examples]) -> None:
+    work = work_of(WORK, Schedule("step", decay=1e-6, decay_rounds=1))
+    plan = always(honest(["few"]))
+    first, second = (done.result for done in simulate(ProcessEngine(process), always(clients), work, plan, (1, 2)))
+    plainly = list(simulate(ProcessEngine(process), always(clients), always(WORK), plan, (1, 2)))
+    assert _largest_difference(first.weights, plainly[0].result.weights) == 0
+    assert 0 < _largest_difference(second.weights, first.weights) < 1e-5
+    assert _largest_difference(plainly[1].result.weights, first.weights) > 1e-2
+
+
+def test_deltas_from_elsewhere_go_through_the_same_server(
+    process: Any, clients: dict[str, Examples], initial: Weights
+) -> None:
+    algorithm = Algorithm(ServerOptimizer("fedadam"), clip_norm=1.0)
+    whole, half = build_fed_avg(SPEC, WORK, initial, algorithm), build_server_update(WORK, initial, algorithm)
+    names, state = ["few", "uneven"], whole.initialize()
+    for seed in (1, 2):  # the second goes on from the other's state, and the other way round
+        before = tuple(state.global_model_weights.trainable)
+        data = [client_dataset(clients[name], WORK, seed) for name in names]
+        together = whole.next(state, data)
+        start = process.set_model_weights(
+            process.initialize(), tff.learning.models.ModelWeights(list(before), non_trainable=[])
+        )
+        results = []
+        for name, one in zip(names, data, strict=True):
+            alone = process.get_model_weights(process.next(start, [one]).state).trainable
+            delta = [w - after for w, after in zip(before, alone, strict=True)]
+            results.append(tff.learning.templates.ClientResult(delta, np.float32(len(clients[name]))))
+        apart = half.next(state, results)
+        got, want = apart.state.global_model_weights.trainable, together.state.global_model_weights.trainable
+        assert _largest_difference(tuple(got), tuple(want)) < 1e-5
+        assert _largest_difference(tuple(want), before) > 1e-3
+        assert apart.metrics["aggregator"] == together.metrics["aggregator"]
+        state = apart.state
+
+
+def test_its_metrics_are_in_the_places_of_tff(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
+    ours = process.next(process.initialize(), [client_dataset(clients["few"], WORK, 0)]).metrics
+    _, stock = _stock_round({"few": clients["few"]}, initial)
+    assert list(ours) == list(stock) == ["distributor", "client_work", "aggregator", "finalizer"]
+    assert set(stock["finalizer"]) <= set(ours["finalizer"])
 
 
 def test_a_client_without_examples_is_refused() -> None:
