@@ -13,6 +13,7 @@ from models import ModelSpec, trained_variables
 from models.dropout import has_dropout
 from models.training import client_step
 from tff_sim.client_data import client_data_type
+from tff_sim.client_model import client_model_builder
 
 
 def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> Any:
@@ -33,11 +34,11 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
         ValueError: a layer draws random numbers that a device can't repeat.
     """
     data_type = client_data_type(spec)
+    build_model = client_model_builder(spec)
 
     @tff.tensorflow.computation(weights_type, data_type)
     def train(initial: Any, dataset: tf.data.Dataset) -> Any:
-        model = spec.build()
-        return _train_function(spec, model, work)(initial.trainable, dataset)
+        return _train_function(spec, build_model(), work)(initial.trainable, dataset)
 
     @tff.federated_computation
     def initialize() -> Any:
