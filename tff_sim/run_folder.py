@@ -76,7 +76,9 @@ class RunFolder:
             return Start(checkpoint)
         if finished:
             with contextlib.suppress(OSError, ValueError):
-                return Start(checkpoint, json.loads((self.path / SUMMARY).read_text()))
+                summary = json.loads((self.path / SUMMARY).read_text())
+                if summary.get("target_accuracy") == tables.get("target_accuracy"):
+                    return Start(checkpoint, summary)
         return Start(checkpoint)
 
     def _require_same(self, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -115,6 +117,7 @@ class RunFolder:
         try:
             if start.checkpoint is None:
                 self.checkpoint.unlink(missing_ok=True)
+                (self.path / SUMMARY).unlink(missing_ok=True)
             replace_whole(self.path / EXPERIMENT, [experiment_toml])
         except OSError as error:
             raise InputError(f"{self.path}: can't write there: {error.strerror}; change --out") from None

@@ -141,6 +141,11 @@ def test_a_run_goes_on_for_more_rounds_ends_there_and_is_replaced(
     assert json.loads(output.out) == json.loads((straight / "summary.json").read_text())
     assert output.err == ""
     assert (straight / "summary.json").stat().st_mtime_ns == written
+    # Another target is looked for in the rounds that there are.
+    target = str(float(_rows(straight)[1]["test_accuracy"]))
+    assert main([*repeat, "--resume", "--target-accuracy", target]) == 0
+    assert _summary(straight)["rounds_to_target"] == pytest.approx(2.0)
+    assert len(_rows(straight)) == 3
     # Without its checkpoint it can't go on; a finished run is replaced without being asked for.
     (straight / "checkpoint.zip").unlink()
     assert _line([*repeat[1:], "--resume"], capsys) == (
