@@ -75,10 +75,11 @@ def _memory_files(process: int) -> list[tuple[tuple[int, int], int]]:
     """(device, inode) and bytes of each memory file that it has open."""
     found = []
     try:
-        for entry in os.scandir(f"/proc/{process}/fd"):
-            if os.readlink(entry.path).startswith("/memfd:"):  # noqa: PTH115  Path.readlink is slower, and this is often
-                state = entry.stat()
-                found.append(((state.st_dev, state.st_ino), state.st_blocks * 512))
+        with os.scandir(f"/proc/{process}/fd") as entries:
+            for entry in entries:
+                if os.readlink(entry.path).startswith("/memfd:"):  # noqa: PTH115  Path's is slower, and this is often
+                    state = entry.stat()
+                    found.append(((state.st_dev, state.st_ino), state.st_blocks * 512))
     except OSError:  # it has ended, or closed the file meanwhile
         pass
     return found

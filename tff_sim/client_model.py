@@ -1,7 +1,7 @@
 """The Keras model in a client's computation, without the initial values that nobody looks at.
 
 TFF initialises a computation's variables whenever it is called, so for every client of every round, and the weights are
-overwritten at once. To draw them at random took a third of a round of the 2NN.
+overwritten at once. To draw them at random took a seventh of the worker's time in a round of the 2NN.
 """
 
 from __future__ import annotations
