@@ -11,6 +11,7 @@ import tensorflow_federated as tff
 
 from device_runtime.work import ClientWork
 from tff_sim.algorithm import Algorithm
+from tff_sim.encoding.aggregator import EncodedMeanFactory, build_decoder, first_round, next_round
 from tff_sim.robust import build_robust_aggregator
 from tff_sim.server_optimizer import all_finite
 
@@ -18,18 +19,74 @@ from tff_sim.server_optimizer import all_finite
 def build_aggregator(algorithm: Algorithm, work: ClientWork, update_type: Any) -> Any:
     """A weighted `tff.templates.AggregationProcess`: next(state, updates, numbers of examples).
 
-    Its result has the type of an update. It is 0/0, NaN, where no delta counts; the finalizer then takes no step.
+    Its result has `update_type`. It is 0/0, NaN, where no delta counts; the finalizer then takes no step.
     Its measurements are those of the aggregator itself, then ``clients`` and ``examples``, which are those that count,
     and `tff_sim.algorithm.COUNTS`.
 
-    The deltas are looked at where they arrive, as a server can: after they were decoded. A client that means harm would
-    not clip its own.
+    Updates are encoded as the codec says, but for `f32`: their mean is then that of the fleet's server, to the bit, and
+    for what its server does not do, each is decoded. The deltas are looked at where they arrive, as a server can: after
+    they were decoded. A client that means harm would not clip its own.
 
     Args:
         algorithm: what counts, and how.
         work: of the clients; names the codec of their updates.
-        update_type: TFF's type of a pseudo-gradient, a list of float32 tensors.
+        update_type: TFF's type of a pseudo-gradient, a list of float32 tensors; updates are of `encoded_type` of it.
     """
+    if work.codec == "f32":
+        return _screened_aggregator(algorithm, update_type)
+    value_type = encoded_type(work, update_type)
+    if algorithm.weighted and algorithm.clip_norm is None and algorithm.zero_norm is None:
+        return _encoded_mean(work.codec, value_type)
+    return _decoding(work.codec, value_type, _screened_aggregator(algorithm, update_type))
+
+
+def encoded_type(work: ClientWork, update_type: Any) -> Any:
+    """TFF's type of what clients give to the aggregator: <delta=update_type, seed=int64>, or with `f32` the delta."""
+    if work.codec == "f32":
+        return update_type
+    return tff.to_type(collections.OrderedDict(delta=update_type, seed=tff.TensorType(np.int64)))
+
+
+def _encoded_mean(codec: str, value_type: Any) -> Any:
+    inner = EncodedMeanFactory(codec).create(value_type, tff.TensorType(np.float32))
+
+    @tff.tensorflow.computation(inner.next.type_signature.result.measurements.member)
+    def complete(measurements: Any) -> Any:
+        return collections.OrderedDict(**measurements, zeroed=0, clipped=0)
+
+    @tff.federated_computation(inner.next.type_signature.parameter)
+    def next_fn(state: Any, updates: Any, examples: Any) -> Any:
+        output = inner.next(state, updates, examples)
+        measurements = tff.federated_map(complete, output.measurements)
+        return tff.templates.MeasuredProcessOutput(output.state, output.result, measurements)
+
+    return tff.templates.AggregationProcess(inner.initialize, next_fn)
+
+
+def _decoding(codec: str, value_type: Any, inner: Any) -> Any:
+    """The inner aggregation of what is decoded; the state is the round's number beside the inner one's."""
+    decode = build_decoder(codec, value_type)
+
+    @tff.federated_computation
+    def initialize() -> Any:
+        return tff.federated_zip((first_round(), inner.initialize()))
+
+    @tff.federated_computation(
+        initialize.type_signature.result,
+        tff.FederatedType(value_type, tff.CLIENTS),
+        tff.FederatedType(np.float32, tff.CLIENTS),
+    )
+    def next_fn(state: Any, updates: Any, examples: Any) -> Any:
+        number, before = state
+        decoded = tff.federated_map(decode, (updates, tff.federated_broadcast(number)))
+        output = inner.next(before, decoded, examples)
+        after = tff.federated_zip((tff.federated_map(next_round, number), output.state))
+        return tff.templates.MeasuredProcessOutput(after, output.result, output.measurements)
+
+    return tff.templates.AggregationProcess(initialize, next_fn)
+
+
+def _screened_aggregator(algorithm: Algorithm, update_type: Any) -> Any:
     inner = _inner(algorithm, update_type)
 
     @tff.tensorflow.computation(update_type, np.float32)

@@ -19,14 +19,15 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
     """A `tff.learning.templates.ClientWorkProcess` for E epochs with batch size B.
 
     Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
-    as weight, which is what TFF's aggregators and finalizers expect.
+    as weight, which is what TFF's aggregators and finalizers expect; where the codec is another than `f32`, the client's
+    seed stands beside it (`tff_sim.aggregation.encoded_type`).
     Its measurements are of all clients that trained: ``loss``, the mean over all examples of all steps but of clients
     whose loss is not finite (NaN if that leaves none), ``examples`` and ``clients``.
 
     Args:
         spec: the model.
         weights_type: TFF's type of `tff.learning.models.ModelWeights` for it.
-        work: batch size and proximal term; epochs, order, seeds and learning rate come with the data.
+        work: batch size, proximal term and codec; epochs, order, seeds and learning rate come with the data.
 
     Raises:
         ValueError: a layer draws random numbers that a device can't repeat.
@@ -88,14 +89,11 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
                 loss_sum += loss * tf.cast(tf.size(indices), tf.float32)
         weight = tf.cast(examples, tf.float32)
         finite = tf.math.is_finite(loss_sum)
+        # TFF's finalizers take a pseudo-gradient: the delta of the protocol with its sign turned.
+        delta = [(value - variable) * data["factor"] for variable, value in zip(variables, initial, strict=True)]
+        update = delta if work.codec == "f32" else collections.OrderedDict(delta=delta, seed=data["seed"])
         return collections.OrderedDict(
-            result=tff.learning.templates.ClientResult(
-                # TFF's finalizers take a pseudo-gradient: the delta of the protocol with its sign turned.
-                update=[
-                    (value - variable) * data["factor"] for variable, value in zip(variables, initial, strict=True)
-                ],
-                update_weight=weight,
-            ),
+            result=tff.learning.templates.ClientResult(update=update, update_weight=weight),
             loss_sum=tf.where(finite, loss_sum, 0.0),
             steps_examples=tf.where(finite, tf.cast(tf.size(order), tf.float32), 0.0),
         )

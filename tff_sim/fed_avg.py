@@ -16,7 +16,7 @@ import tensorflow_federated as tff
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork
 from models import ModelSpec
-from tff_sim.aggregation import build_aggregator
+from tff_sim.aggregation import build_aggregator, encoded_type
 from tff_sim.algorithm import FED_AVG, Algorithm
 from tff_sim.client_work import build_client_work
 from tff_sim.server_optimizer import build_finalizer
@@ -37,7 +37,7 @@ def build_fed_avg(spec: ModelSpec, work: ClientWork, initial_weights: Weights, a
 
     Args:
         spec: the model.
-        work: batch size and proximal term of the clients; epochs and learning rate come with their data.
+        work: batch size, proximal term and codec of the clients; epochs and learning rate come with their data.
         initial_weights: w_0, float32, in the order of `models.trained_variables`.
         algorithm: what the server makes of the clients' deltas.
     """
@@ -55,8 +55,9 @@ def build_server_update(work: ClientWork, initial_weights: Weights, algorithm: A
     """The server's half of `build_fed_avg`, for deltas that come from elsewhere: a `tff.templates.IterativeProcess`.
 
     next(state, results) takes the state of `build_fed_avg`, which is one and the same, and one
-    `tff.learning.templates.ClientResult` a client: `update`, weights before minus weights after, and `update_weight`,
-    the number of examples as float32. It gives a `tff.learning.templates.LearningProcessOutput` whose metrics are those
+    `tff.learning.templates.ClientResult` a client: `update`, weights before minus weights after, with the client's seed if
+    the codec is another than `f32` (`tff_sim.aggregation.encoded_type`), and `update_weight`, the number of examples as
+    float32. It gives a `tff.learning.templates.LearningProcessOutput` whose metrics are those
     of ``aggregator`` and ``finalizer``; the weights are ``state.global_model_weights.trainable``.
 
     Args:
@@ -69,7 +70,7 @@ def build_server_update(work: ClientWork, initial_weights: Weights, algorithm: A
     finalizer = build_finalizer(algorithm.optimizer, weights_type)
     start = _start(initial_weights)
     results_type = tff.FederatedType(
-        tff.to_type(tff.learning.templates.ClientResult(weights_type.trainable, tff.TensorType(np.float32))),
+        tff.to_type(tff.learning.templates.ClientResult(encoded_type(work, weights_type.trainable), tff.TensorType(np.float32))),
         tff.CLIENTS,
     )
 

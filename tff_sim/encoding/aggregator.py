@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ class EncodedMeanFactory(tff.aggregators.WeightedAggregationFactory):
 
     Values have the type <delta=<float32[…], …>, seed=int64>: a client's pseudo-gradient, weights before minus weights
     after, and its seed in this round (`device_runtime.work.client_seed`). What is encoded is the change, weights after
-    minus weights before; the mean is a pseudo-gradient again. Weights are numbers of examples.
+    minus weights before; the mean is a pseudo-gradient again, 0/0, NaN, where no client counts. Weights are numbers of
+    examples; a client of weight 0 did not report.
 
-    The state is the number of the round, from 1, on which the rotation depends. Measurements are ``clients`` whose
-    updates are in the mean, ``non_finite``, those that a device would have refused to encode, which count for nothing,
-    and ``upload_bytes``, as on the wire. A client of weight 0 did not report. Without any client the mean is zero.
+    The state is the number of the round, from 1, on which the rotation depends. Measurements are ``clients`` and
+    ``examples`` in the mean, ``non_finite``, the clients that count for nothing because a device would have refused to
+    encode their updates, and ``upload_bytes``, as on the wire.
 
     Args:
         codec: one of `device_runtime.codec.CODECS`.
@@ -45,23 +47,13 @@ class EncodedMeanFactory(tff.aggregators.WeightedAggregationFactory):
             TypeError: the values are not of the type above.
         """
         shapes = _shapes(value_type)
-        size = sum(int(np.prod(shape)) for shape in shapes)
         specs = [TensorSpec("", shape, "float32") for shape in shapes]
         update_bytes = encoded_size(specs, self._codec, METRICS)
-        total = sum_of(self._codec, size)
-
-        @tff.tensorflow.computation
-        def first_round() -> Any:
-            return tf.constant(1, tf.int64)
-
-        @tff.tensorflow.computation(np.int64)
-        def next_round(number: Any) -> Any:
-            return number + 1
+        total = sum_of(self._codec, _size(shapes))
 
         @tff.tensorflow.computation(value_type, weight_type, np.int64)
         def encode(value: Any, weight: Any, round_number: Any) -> Any:
-            delta = -tf.concat([tf.reshape(tensor, [-1]) for tensor in value["delta"]], axis=0)
-            encoded, fine = total.encode(delta, round_number, value["seed"])
+            encoded, fine = total.encode(_delta(value), round_number, value["seed"])
             weight = tf.cast(weight, tf.float32)
             return collections.OrderedDict(encoded=encoded, seed=value["seed"], weight=weight, fine=fine)
 
@@ -102,21 +94,16 @@ class EncodedMeanFactory(tff.aggregators.WeightedAggregationFactory):
         @tff.tensorflow.computation(sum_type, np.int64)
         def mean(done: Any, round_number: Any) -> Any:
             values = total.mean(done["total"], done["examples"], round_number)
-            values = tf.where(values == 0, 0.0, -values)  # no zero with a sign, as on the server
-            parts = tf.split(values, [int(np.prod(shape)) for shape in shapes])
-            return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+            return _pseudo_gradient(values, shapes)
 
         @tff.tensorflow.computation(sum_type)
         def measure(done: Any) -> Any:
             return collections.OrderedDict(
                 clients=done["clients"],
+                examples=tf.cast(done["examples"], tf.int64),
                 non_finite=done["non_finite"],
                 upload_bytes=tf.cast(done["clients"], tf.int64) * update_bytes,
             )
-
-        @tff.federated_computation
-        def initialize() -> Any:
-            return tff.federated_eval(first_round, tff.SERVER)
 
         @tff.federated_computation(
             tff.FederatedType(np.int64, tff.SERVER),
@@ -132,7 +119,62 @@ class EncodedMeanFactory(tff.aggregators.WeightedAggregationFactory):
                 measurements=tff.federated_map(measure, summed),
             )
 
-        return tff.templates.AggregationProcess(initialize, next_fn)
+        return tff.templates.AggregationProcess(first_round, next_fn)
+
+
+def build_decoder(codec: str, value_type: Any) -> Any:
+    """A TFF computation: a value as of `EncodedMeanFactory` and a round's number → what a server decodes of it.
+
+    That is a pseudo-gradient again, as a list of tensors; NaN where a device would have refused to encode the update.
+
+    Raises:
+        InputError: the codec is not known.
+        TypeError: the values are not of that type.
+    """
+    shapes = _shapes(value_type)
+    total = sum_of(codec, _size(shapes))
+
+    @tff.tensorflow.computation(value_type, np.int64)
+    def decode(value: Any, round_number: Any) -> Any:
+        encoded, fine = total.encode(_delta(value), round_number, value["seed"])
+        one = total.add(total.zero(), encoded, value["seed"], tf.constant(1.0))
+        values = total.mean(one, tf.constant(1.0, tf.float64), round_number)
+        return _pseudo_gradient(tf.where(fine, values, np.nan), shapes)
+
+    return decode
+
+
+@tff.tensorflow.computation
+def _one() -> Any:
+    return tf.constant(1, tf.int64)
+
+
+@tff.federated_computation
+def first_round() -> Any:
+    """The number of the first round, at the server."""
+    return tff.federated_eval(_one, tff.SERVER)
+
+
+@tff.tensorflow.computation(np.int64)
+def next_round(number: Any) -> Any:
+    """The number of the round after another."""
+    return number + 1
+
+
+def _delta(value: Any) -> Any:
+    """The change of all weights, float32 [n]: of each tensor's pseudo-gradient the other sign."""
+    return -tf.concat([tf.reshape(tensor, [-1]) for tensor in value["delta"]], axis=0)
+
+
+def _pseudo_gradient(values: Any, shapes: list[tuple[int, ...]]) -> Any:
+    """A change of all weights, float32 [n], as tensors of these shapes with the other sign."""
+    values = tf.where(values == 0, 0.0, -values)  # the server's zeros have no sign
+    parts = tf.split(values, [_size([shape]) for shape in shapes])
+    return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _size(shapes: list[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _shapes(value_type: Any) -> list[tuple[int, ...]]:

@@ -38,12 +38,14 @@ class TurnedPoints:
         Codes are uint8 [chunks, groups], below 16, of groups that are missing in the last block too.
         """
         turned, start = self._turned(seed)
+        # No seed is negative. But where TensorFlow's optimiser knows c, it takes (a + b) − c for a + (b − c).
+        halves = tf.where(seed < 0, 0.0, self._halves)
         # Missing groups come last: what they draw, no other would.
         groups = BLOCK // self._dimensions
         shapes = [(rows, blocks * groups) for rows, blocks in shapes_of(self._size, BLOCK)]
         draws = chunks_of(coarse(seed, blocks_of(self._size) * groups, start), shapes)
         encoded = [
-            by_chunk(lambda values, drawn: self._encode(values, drawn, turned), *pair)
+            by_chunk(lambda values, drawn: self._encode(values, drawn, turned, halves), *pair)
             for pair in zip(chunks, draws, strict=True)
         ]
         return [chunk for chunk, _ in encoded], tf.reduce_all([tf.reduce_all(fine) for _, fine in encoded])
@@ -67,7 +69,7 @@ class TurnedPoints:
             turned += self._points[:, index : index + 1] * matrix[None, :, index]
         return tf.cast(turned, tf.float32), start
 
-    def _encode(self, values: Any, drawn: Any, turned: Any) -> Any:
+    def _encode(self, values: Any, drawn: Any, turned: Any, halves: Any) -> Any:
         values, power, fine = normalise(values)
         width, size = self._dimensions, values.shape[0]
         blocks = blocks_of(size)
@@ -87,24 +89,25 @@ class TurnedPoints:
         stretch = tf.gather(LENGTHS[width], tf.cast(tf.minimum(knots, KNOTS), tf.int32))
         # Not a plain quotient, which TensorFlow's optimiser would make a product with an approximate inverse root.
         stretch = tf.math.divide_no_nan(stretch, lengths)
-        codes = self._nearest([coordinate * stretch for coordinate in coordinates], turned)
+        codes = _nearest([coordinate * stretch for coordinate in coordinates], turned, halves)
         return collections.OrderedDict(codes=codes, levels=levels, exponents=exponent), fine
 
-    def _nearest(self, coordinates: list[Any], turned: Any) -> Any:
-        """The number of the nearest point, uint8 [groups]; of two that are as near, the first."""
-        best, closest = None, None
-        for number in range(len(self._points)):
-            score = coordinates[0] * turned[number, 0]
-            for index in range(1, self._dimensions):
-                score += coordinates[index] * turned[number, index]
-            score -= self._halves[number]
-            if best is None:
-                best, closest = score, tf.zeros_like(score, tf.uint8)
-            else:
-                # The latest that was closer has the largest number.
-                closest = tf.maximum(closest, tf.cast(score > best, tf.uint8) * np.uint8(number))
-                best = tf.maximum(best, score)
-        return closest
+
+def _nearest(coordinates: list[Any], turned: Any, halves: Any) -> Any:
+    """The number of the nearest point, uint8 [groups]; of two that are as near, the first."""
+    best, closest = None, None
+    for number in range(turned.shape[0]):
+        score = coordinates[0] * turned[number, 0]
+        for coordinate, component in zip(coordinates[1:], tf.unstack(turned[number, 1:]), strict=True):
+            score += coordinate * component
+        score -= halves[number]
+        if best is None:
+            best, closest = score, tf.zeros_like(score, tf.uint8)
+        else:
+            # The latest that was closer has the largest number.
+            closest = tf.maximum(closest, tf.cast(score > best, tf.uint8) * np.uint8(number))
+            best = tf.maximum(best, score)
+    return closest
 
 
 def _rotation(seed: Any, dimensions: int) -> tuple[Any, Any]:

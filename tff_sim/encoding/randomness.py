@@ -15,10 +15,10 @@ _SIGNS = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, 
 _TRIES = 8  # directions that are tried at a time; one of them is in the ball but for 5 % of the draws in four dimensions
 
 
-def coarse(seed: Any, count: int, start: Any = 0) -> Any:
-    """The update's numbers from 0 to below 1 with 16 bits, float32 [count], after `start` words."""
+def coarse(seed: Any, count: int, start: Any = 0, shift: int = 0) -> Any:
+    """The update's numbers from 0 to below 1 with 16 bits, float32 [count], after `start` words; less `shift`/2**16."""
     quarters = tf.bitcast(words(seed, ROUNDING, -(-count // 4), start), tf.uint16)
-    return tf.cast(tf.reshape(quarters, [-1])[:count], tf.float32) * np.float32(2**-16)
+    return tf.cast(tf.cast(tf.reshape(quarters, [-1])[:count], tf.int32) - shift, tf.float32) * np.float32(2**-16)
 
 
 def signs(round_number: Any, stream: int, count: int) -> Any:
@@ -49,7 +49,8 @@ def direction(seed: Any, dimensions: int, start: Any) -> tuple[Any, Any]:
         try_again,
         (tf.cast(start, tf.int64), tf.zeros(dimensions, tf.float64), tf.constant(False)),
     )
-    return point / tf.sqrt(_squared(point, dimensions)), start
+    # Not a plain quotient, which TensorFlow's optimiser would make a product with an approximate inverse root.
+    return tf.math.divide_no_nan(point, tf.sqrt(_squared(point, dimensions))), start
 
 
 def _squared(points: Any, dimensions: int) -> Any:

@@ -13,6 +13,8 @@ from tff_sim.encoding.chunks import Chunks, by_chunk, chunks_of, shapes_of
 from tff_sim.encoding.levels import EIGHTHS, INVERSES, choose, normalise, of_levels
 from tff_sim.encoding.randomness import coarse
 
+_HALF = 2**15  # in 2**-16
+
 
 class DitheredLevels:
     """Every value as one of 2**bits levels, shifted at random.
@@ -34,7 +36,7 @@ class DitheredLevels:
 
         Codes are int8 [chunks, 32·blocks], −128 to 127 or −8 to 7, of values that are missing at the end too.
         """
-        encoded = [by_chunk(self._encode, *pair) for pair in zip(chunks, self._draws(seed), strict=True)]
+        encoded = [by_chunk(self._encode, *pair) for pair in zip(chunks, self._draws(seed, _HALF), strict=True)]
         return [chunk for chunk, _ in encoded], tf.reduce_all([tf.reduce_all(fine) for _, fine in encoded])
 
     def add(self, chunks: Chunks, offsets: Chunks, encoded: Chunks, seed: Any, weight: Any) -> tuple[Chunks, Chunks]:
@@ -51,16 +53,16 @@ class DitheredLevels:
             shifted.append(offset + (1 - drawn + float(self._first)) * steps)
         return added, shifted
 
-    def _draws(self, seed: Any) -> Chunks:
-        return chunks_of(coarse(seed, blocks_of(self._size)), shapes_of(self._size, BLOCK))
+    def _draws(self, seed: Any, shift: int = 0) -> Chunks:
+        return chunks_of(coarse(seed, blocks_of(self._size), shift=shift), shapes_of(self._size, BLOCK))
 
-    def _encode(self, values: Any, drawn: Any) -> Any:
+    def _encode(self, values: Any, shift: Any) -> Any:
         values, power, fine = normalise(values)
-        columns = drawn.shape[0]
+        columns = shift.shape[0]
         matrix = tf.reshape(tf.pad(values, [[0, BLOCK * columns - values.shape[0]]]), [BLOCK, columns])
         magnitudes = tf.reduce_max(tf.abs(matrix), axis=0)
         levels, exponent, inverse = choose(magnitudes, power, INVERSES * self._half)
-        codes = tf.floor(matrix * inverse + (drawn - 0.5))
+        codes = tf.floor(matrix * inverse + shift)
         # Rounding may carry the largest over the edge.
         codes = tf.clip_by_value(codes, float(self._lowest), float(-1 - self._lowest))
         codes = tf.reshape(tf.cast(codes, tf.int8), [-1])

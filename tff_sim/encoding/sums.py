@@ -39,7 +39,7 @@ class Sum(Protocol):
         ...
 
     def mean(self, total: Any, examples: Any, round_number: Any) -> Any:
-        """The sum over `examples`, float64, rotated back, float32 [n]; zeros where there are none."""
+        """The sum over `examples`, float64, rotated back, float32 [n]; NaN where there are none, 0/0."""
         ...
 
 
@@ -72,7 +72,7 @@ class _PlainSum:
         return [a + b for a, b in zip(one, other, strict=True)]
 
     def mean(self, total: Any, examples: Any, _round_number: Any) -> Any:
-        return tf.cast(tf.math.divide_no_nan(vector_of(total), examples), tf.float32)
+        return tf.cast(vector_of(total) / examples, tf.float32)
 
 
 class _RotatedSum:
@@ -98,7 +98,7 @@ class _RotatedSum:
         return self._flushed([a + b for a, b in zip(_settled(one), _settled(other), strict=True)])
 
     def mean(self, total: Any, examples: Any, round_number: Any) -> Any:
-        mean = tf.cast(tf.math.divide_no_nan(vector_of(_settled(total)), examples), tf.float32)
+        mean = tf.cast(vector_of(_settled(total)) / examples, tf.float32)
         return rotation.undone(mean, round_number)
 
     def _flushed(self, total: Chunks) -> Any:
