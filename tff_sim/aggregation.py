@@ -54,7 +54,11 @@ def _encoded_mean(codec: str, value_type: Any) -> Any:
     def complete(measurements: Any) -> Any:
         return collections.OrderedDict(**measurements, zeroed=0, clipped=0)
 
-    @tff.federated_computation(inner.next.type_signature.parameter)
+    @tff.federated_computation(
+        inner.initialize.type_signature.result,
+        tff.FederatedType(value_type, tff.CLIENTS),
+        tff.FederatedType(np.float32, tff.CLIENTS),
+    )
     def next_fn(state: Any, updates: Any, examples: Any) -> Any:
         output = inner.next(state, updates, examples)
         measurements = tff.federated_map(complete, output.measurements)

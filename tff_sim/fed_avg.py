@@ -55,10 +55,10 @@ def build_server_update(work: ClientWork, initial_weights: Weights, algorithm: A
     """The server's half of `build_fed_avg`, for deltas that come from elsewhere: a `tff.templates.IterativeProcess`.
 
     next(state, results) takes the state of `build_fed_avg`, which is one and the same, and one
-    `tff.learning.templates.ClientResult` a client: `update`, weights before minus weights after, with the client's seed if
-    the codec is another than `f32` (`tff_sim.aggregation.encoded_type`), and `update_weight`, the number of examples as
-    float32. It gives a `tff.learning.templates.LearningProcessOutput` whose metrics are those
-    of ``aggregator`` and ``finalizer``; the weights are ``state.global_model_weights.trainable``.
+    `tff.learning.templates.ClientResult` a client: `update`, weights before minus weights after, beside the client's
+    seed where the codec is another than `f32` (`tff_sim.aggregation.encoded_type`), and `update_weight`, the number of
+    examples as float32. It gives a `tff.learning.templates.LearningProcessOutput` whose metrics are those of
+    ``aggregator`` and ``finalizer``; the weights are ``state.global_model_weights.trainable``.
 
     Args:
         work: names the codec of the updates.
@@ -70,7 +70,9 @@ def build_server_update(work: ClientWork, initial_weights: Weights, algorithm: A
     finalizer = build_finalizer(algorithm.optimizer, weights_type)
     start = _start(initial_weights)
     results_type = tff.FederatedType(
-        tff.to_type(tff.learning.templates.ClientResult(encoded_type(work, weights_type.trainable), tff.TensorType(np.float32))),
+        tff.to_type(
+            tff.learning.templates.ClientResult(encoded_type(work, weights_type.trainable), tff.TensorType(np.float32))
+        ),
         tff.CLIENTS,
     )
 

@@ -38,7 +38,7 @@ def vector_of(pieces: list[Any]) -> Any:
 
 
 def by_chunk(function: Callable[..., Any], *pieces: Any) -> Any:
-    """`function` of the rows of some [chunks, …], one chunk after the other: a chunk's values stay in a core's cache."""
+    """`function` of the rows of some [chunks, …], chunk by chunk: the values of one stay in a core's cache."""
     if pieces[0].shape[0] == 1:
         results = function(*(piece[0] for piece in pieces))
         return tf.nest.map_structure(lambda result: result[None], results)
@@ -46,5 +46,3 @@ def by_chunk(function: Callable[..., Any], *pieces: Any) -> Any:
     graph = tf.function(function, autograph=False).get_concrete_function(*one)
     signature = tf.nest.map_structure(tf.TensorSpec.from_tensor, graph.structured_outputs)
     return tf.map_fn(lambda rows: graph(*rows), pieces, fn_output_signature=signature)
-
-

@@ -10,6 +10,9 @@ from tff_sim.encoding.codebook import TurnedPoints
 from tff_sim.encoding.floats import Half, Single
 from tff_sim.encoding.scalar import DitheredLevels
 
+_BITS = {"q8": 8, "q4": 4}
+_DIMENSIONS = {"q2": 2, "q1": 4}
+
 
 class PlainCoder(Protocol):
     """Encodes vectors of one size as they are."""
@@ -47,9 +50,6 @@ def plain_coder(codec: str, size: int) -> PlainCoder:
 
 def rotated_coder(codec: str, size: int) -> RotatedCoder:
     """The coder of `q8`, `q4`, `q2` or `q1` for vectors of this size."""
-    return {
-        "q8": lambda: DitheredLevels(8, size),
-        "q4": lambda: DitheredLevels(4, size),
-        "q2": lambda: TurnedPoints(2, size),
-        "q1": lambda: TurnedPoints(4, size),
-    }[codec]()
+    if codec in _BITS:
+        return DitheredLevels(_BITS[codec], size)
+    return TurnedPoints(_DIMENSIONS[codec], size)

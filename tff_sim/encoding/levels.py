@@ -1,8 +1,8 @@
 """The scale of each block of 32 values in TensorFlow, to the bit that of `device_runtime.codec.levels`.
 
-A scale is an eighth, one of eight constants, times a power of two. What is computed of a scale is computed of the eighth
-alone: a power of two more or less changes no digit of a product or quotient. So nothing depends on the optimiser of
-TensorFlow's graphs, which multiplies by reciprocals where a program divides by constants.
+A scale is an eighth, one of eight constants, times a power of two. What is computed of a scale is computed of the
+eighth alone: a power of two more or less changes no digit of a product or quotient. So nothing depends on the optimiser
+of TensorFlow's graphs, which multiplies by reciprocals where a program divides by constants.
 """
 
 from __future__ import annotations

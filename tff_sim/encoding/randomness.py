@@ -12,7 +12,9 @@ from tff_sim.encoding.philox import words
 
 # The signs of a byte's bits, the lowest bit first: float32 [256, 8].
 _SIGNS = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
-_TRIES = 8  # directions that are tried at a time; one of them is in the ball but for 5 % of the draws in four dimensions
+_TRIES = (
+    8  # directions that are tried at a time; one of them is in the ball but for 5 % of the draws in four dimensions
+)
 
 
 def coarse(seed: Any, count: int, start: Any = 0, shift: int = 0) -> Any:
@@ -28,7 +30,7 @@ def signs(round_number: Any, stream: int, count: int) -> Any:
 
 
 def direction(seed: Any, dimensions: int, start: Any) -> tuple[Any, Any]:
-    """A unit vector, float64 [dimensions], of the update's words after `start`; and the number of words before the next.
+    """A unit vector, float64 [dimensions], of the update's words after `start`; and how many come before the next one.
 
     Points outside of the ball, or within 2**-10 of its centre, are drawn again.
     """

@@ -53,9 +53,7 @@ def encode() -> Callable[..., tuple[bytes, bool]]:
     def run(codec: str, delta: FloatArray, round_number: int, seed: int) -> tuple[bytes, bool]:
         # Small vectors operation by operation, large ones as a graph, which TensorFlow's optimiser goes over.
         function = _graph(codec, delta.size) if delta.size > 1000 else sum_of(codec, delta.size).encode
-        encoded, fine = function(
-            tf.constant(delta), tf.constant(round_number, tf.int64), tf.constant(seed, tf.int64)
-        )
+        encoded, fine = function(tf.constant(delta), tf.constant(round_number, tf.int64), tf.constant(seed, tf.int64))
         return payload(codec, delta.size, encoded), bool(fine)
 
     graphs: dict[tuple[str, int], Callable[..., tuple[list[object], tf.Tensor]]] = {}

@@ -17,7 +17,8 @@ _GROUP = {"q2": 2, "q1": 4}
 
 def payload(codec: str, size: int, encoded: list[Any]) -> bytes:
     """The bytes of the values of an update with so many, from the chunks that `encode` gave."""
-    codes, levels, exponents = [], [], []
+    codes: list[bytes] = []
+    levels, exponents = [], []
     for piece in encoded:
         for row in range(piece["codes"].shape[0]):
             chunk = {name: np.asarray(tensor)[row] for name, tensor in piece.items()}
