@@ -19,8 +19,8 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
     """A `tff.learning.templates.ClientWorkProcess` for E epochs with batch size B.
 
     Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
-    as weight, which is what TFF's aggregators and finalizers expect; where the codec is another than `f32`, the client's
-    seed stands beside it (`tff_sim.aggregation.encoded_type`).
+    as weight, which is what TFF's aggregators and finalizers expect. Where the codec is another than `f32`, the
+    client's seed stands beside it (`tff_sim.aggregation.encoded_type`).
     Its measurements are of all clients that trained: ``loss``, the mean over all examples of all steps but of clients
     whose loss is not finite (NaN if that leaves none), ``examples`` and ``clients``.
 

@@ -33,8 +33,10 @@ def _clients(side: int) -> dict[str, Examples]:
     return {name: Examples(part, labels) for name, part, labels in pieces}
 
 
-@pytest.mark.parametrize(("name", "side"), [("digits_mlp", 8), ("mnist_2nn", 28)])
-def test_three_rounds_agree_to_a_relative_1e_minus_4(name: str, side: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "side", "codec"), [("digits_mlp", 8, "f32"), ("mnist_2nn", 28, "f32"), ("digits_mlp", 8, "q4")]
+)
+def test_three_rounds_agree_to_a_relative_1e_minus_4(name: str, side: int, codec: str, tmp_path: Path) -> None:
     from tff_sim.engine import ProcessEngine
     from tff_sim.fed_avg import build_fed_avg
     from tff_sim.plan import honest
@@ -43,7 +45,7 @@ def test_three_rounds_agree_to_a_relative_1e_minus_4(name: str, side: int, tmp_p
 
     spec = models.get(name)
     clients = _clients(side)
-    work = ClientWork(epochs=2, batch_size=10, learning_rate=0.1, seed=SEED)
+    work = ClientWork(epochs=2, batch_size=10, learning_rate=0.1, seed=SEED, codec=codec)
     bundle = export_bundle(spec, tmp_path / "bundles", seed=SEED)
     initial = bundle.initial_weights()
 
@@ -57,7 +59,7 @@ def test_three_rounds_agree_to_a_relative_1e_minus_4(name: str, side: int, tmp_p
         files.append(tmp_path / f"{client}.npz")
         np.savez(files[-1], x=examples.x, y=examples.y)
     arguments = [
-        *("--goal", "3", "--over-selection", "1", "--minimum", "3", "--codec", "f32", "--rounds", str(ROUNDS)),
+        *("--goal", "3", "--over-selection", "1", "--minimum", "3", "--codec", codec, "--rounds", str(ROUNDS)),
         *("--epochs", "2", "--batch-size", "10", "--lr", "0.1", "--seed", str(SEED), "--retry-seconds", "0.3"),
     ]
     fleet = run_fleet(bundle.path, bundle.manifest.tensors, arguments, name, files, tmp_path)

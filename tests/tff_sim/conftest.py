@@ -14,7 +14,8 @@ import pytest
 collect_ignore: list[str] = []
 if importlib.util.find_spec("tensorflow_federated") is None:
     collect_ignore = [
-        "encoding/test_aggregator.py", "encoding/test_round.py", "test_aggregation.py", "test_client_state.py", "test_cohorts.py", "test_dropout_round.py", "test_examples.py",
+        "encoding/test_aggregator.py", "encoding/test_round.py",
+        "test_aggregation.py", "test_client_state.py", "test_cohorts.py", "test_dropout_round.py", "test_examples.py",
         "test_experiment.py", "test_fed_avg.py", "test_server_optimizer.py", "test_worker.py",
     ]  # fmt: skip
 else:

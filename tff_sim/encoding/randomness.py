@@ -12,9 +12,7 @@ from tff_sim.encoding.philox import words
 
 # The signs of a byte's bits, the lowest bit first: float32 [256, 8].
 _SIGNS = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
-_TRIES = (
-    8  # directions that are tried at a time; one of them is in the ball but for 5 % of the draws in four dimensions
-)
+_TRIES = 8  # points that are drawn at a time; in four dimensions, one draw in twenty is not enough
 
 
 def coarse(seed: Any, count: int, start: Any = 0, shift: int = 0) -> Any:
@@ -41,10 +39,8 @@ def direction(seed: Any, dimensions: int, start: Any) -> tuple[Any, Any]:
         points = tf.cast(tf.bitwise.right_shift(drawn, np.uint64(11)), tf.float64) * 2.0**-52 - 1.0
         squared = _squared(points, dimensions)
         good = (squared >= 2.0**-20) & (squared < 1.0)
-        found = tf.reduce_any(good)
-        which = tf.argmax(tf.cast(good, tf.int8), output_type=tf.int64)
-        tries = tf.where(found, which + 1, _TRIES)
-        return start + tries * dimensions, points[which], found
+        last = tf.reduce_min(tf.where(good, tf.range(_TRIES), _TRIES - 1))
+        return start + tf.cast((last + 1) * dimensions, tf.int64), points[last], good[last]
 
     start, point, _ = tf.while_loop(
         lambda _start, _point, found: ~found,
