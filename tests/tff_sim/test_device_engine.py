@@ -64,23 +64,27 @@ def _bytes(round_: EngineRound) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "algorithm",
+    ("algorithm", "codec"),
     [
-        Algorithm(),
-        Algorithm(aggregator="median", optimizer=ServerOptimizer("momentum")),
-        Algorithm(weighting="uniform", clip_norm=0.05),
+        (Algorithm(), "f32"),
+        (Algorithm(aggregator="median", optimizer=ServerOptimizer("momentum")), "f32"),
+        (Algorithm(weighting="uniform", clip_norm=0.05), "f32"),
+        (Algorithm(), "f16"),
+        (Algorithm(), "q4"),
+        (Algorithm(clip_norm=0.05), "q1"),
     ],
 )
 def test_rounds_are_those_of_tensorflow(
-    algorithm: Algorithm, digits_bundle: Bundle, clients: dict[str, Examples]
+    algorithm: Algorithm, codec: str, digits_bundle: Bundle, clients: dict[str, Examples]
 ) -> None:
+    work = replace(WORK, codec=codec)
     initial = digits_bundle.initial_weights()
     plans = {
         1: RoundPlan({"large": 1.0, "few": -0.5, "single": 1.0}),
         2: RoundPlan({"uneven": 1.0, "large": 1.0, "few": 2.0, "single": 1.0}),
     }
-    wanted = _rounds(ProcessEngine(build_fed_avg(SPEC, WORK, initial, algorithm)), clients, plan=plans.__getitem__)
-    with DeviceEngine(digits_bundle.path, WORK, algorithm) as engine:
+    wanted = _rounds(ProcessEngine(build_fed_avg(SPEC, work, initial, algorithm)), clients, plan=plans.__getitem__)
+    with DeviceEngine(digits_bundle.path, work, algorithm) as engine:
         got = _rounds(engine, clients, plan=plans.__getitem__)
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)

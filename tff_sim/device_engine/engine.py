@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,7 +55,7 @@ class DeviceEngine:
         weights = opened.initial_weights()
         self._sizes = [weight.size for weight in weights]
         self._server = build_server_update(work, weights, algorithm)
-        self._next = _reading_deltas(self._server)
+        self._next = _reading_deltas(self._server, encoded=work.codec != "f32")
         self._pool = DevicePool(bundle, processes)
         self._rounds = 0
         self._weights = SharedMemory()
@@ -83,7 +84,12 @@ class DeviceEngine:
             self._check(task)
         answers = self._train(state.global_model_weights.trainable, work, tasks)
         results = [
-            {"path": memory.path, "examples": np.float32(len(task.examples)), "factor": np.float32(task.factor)}
+            {
+                "path": memory.path,
+                "examples": np.float32(len(task.examples)),
+                "factor": np.float32(task.factor),
+                "seed": np.int64(task.seed),
+            }
             for task, memory in zip(tasks, self._deltas, strict=False)
         ]
         output = self._next(state, results)
@@ -143,25 +149,29 @@ def _mean_loss(tasks: Sequence[ClientTask], answers: Sequence[Answer]) -> float:
     return math.fsum(loss * count for loss, count in finite) / examples if examples else math.nan
 
 
-def _reading_deltas(server: Any) -> Any:
-    """`server.next` for clients that give the path of their delta's bytes, their number of examples, and a factor."""
+def _reading_deltas(server: Any, encoded: bool) -> Any:
+    """`server.next` for clients that give the path of their delta's bytes, their examples' number, factor and seed.
+
+    With a codec, the server takes the seed beside the delta, and encodes as the device would (`encoded_type`).
+    """
     state_type, results_type = server.next.type_signature.parameter
-    tensors: Any = results_type.member.update
-    shapes = [tensor.shape for tensor in tensors]
+    update_type: Any = results_type.member.update
+    shapes = [tensor.shape for tensor in (update_type.delta if encoded else update_type)]
     sizes = [math.prod(shape) for shape in shapes]
 
-    @tff.tensorflow.computation(np.str_, np.float32, np.float32)
+    @tff.tensorflow.computation(np.str_, np.float32, np.float32, np.int64)
     @tf.function
-    def read(path: Any, examples: Any, factor: Any) -> Any:
+    def read(path: Any, examples: Any, factor: Any, seed: Any) -> Any:
         numbers = tf.split(tf.io.decode_raw(tf.io.read_file(path), tf.float32, little_endian=True), sizes)
         # Weights before minus weights after, which is what TFF's finalizers take.
-        update = [-tf.reshape(part, shape) * factor for part, shape in zip(numbers, shapes, strict=True)]
+        delta = [-tf.reshape(part, shape) * factor for part, shape in zip(numbers, shapes, strict=True)]
+        update = collections.OrderedDict(delta=delta, seed=seed) if encoded else delta
         return tff.learning.templates.ClientResult(update, examples)
 
-    told = tff.to_type({"path": np.str_, "examples": np.float32, "factor": np.float32})
+    told = tff.to_type({"path": np.str_, "examples": np.float32, "factor": np.float32, "seed": np.int64})
 
     @tff.federated_computation(state_type, tff.FederatedType(told, tff.CLIENTS))
     def next_fn(state: Any, told: Any) -> Any:
-        return server.next(state, tff.federated_map(read, (told.path, told.examples, told.factor)))
+        return server.next(state, tff.federated_map(read, (told.path, told.examples, told.factor, told.seed)))
 
     return next_fn
