@@ -103,7 +103,7 @@ class _Demonstration:
         self._data = datasets.load("digits")
         self._clients = partition(self._data.train, "iid", CLIENTS, seed)
         self._devices = _pool(self._clients, DEVICES)
-        self._work: ClientWork = ClientWork(epochs=EPOCHS, batch_size=10, learning_rate=LEARNING_RATE, seed=seed)
+        self._work: ClientWork = ClientWork(EPOCHS, batch_size=10, learning_rate=LEARNING_RATE, seed=seed, codec=CODEC)
 
     def simulate(self) -> tuple[Curve, Curve, Weights]:
         """20 clients of which 5 take part in a round; then, for comparison, the very fleet of stage four."""
@@ -136,7 +136,7 @@ class _Demonstration:
                         progress(done.number, f"loss {done.result.train_loss:.4f}  accuracy {accuracies[-1]:.2%}")
                 sent = rounds * DEVICES
                 curves.append(
-                    Curve(name, tuple(accuracies), sent * self._upload("f32"), sent * self._download(), seconds)
+                    Curve(name, tuple(accuracies), sent * self._upload(CODEC), sent * self._download(), seconds)
                 )
         return curves[0], curves[1], weights
 

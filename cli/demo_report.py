@@ -45,7 +45,7 @@ _PAGE = Template("""<!doctype html>
 <div><b>$share</b>of the bytes of float32 for the updates, encoded with $codec</div>
 </div>
 <p>The broad curve is a server and five device processes; the dashed curve is what the simulation expected of
-them, in float32 and without a network.</p>
+them, with updates that are encoded as theirs are, and without a network.</p>
 $picture
 <table>
 <tr><th></th><th>rounds</th><th>test accuracy</th><th>bytes up</th><th>bytes down</th><th>seconds</th></tr>
@@ -54,8 +54,8 @@ $rows
 <p>Bytes are those of all devices together. Down, a simulation counts the weights alone; the fleet fetched the bundle
 too. Seconds are those of the rounds; for the fleet, its start and end as well.</p>
 <p>After $rounds rounds the fleet's weights differ from its simulation's by $difference of the largest weight:
-that is the rounding of $codec, which is random and without bias. With the codec f32 what is left is the order
-of float32 sums.</p>
+both round with the same random numbers, but where the last bit of a float32 differs, $codec may round to the level
+beside, and so it goes on from round to round. With the codec f32 what is left is the order of float32 sums.</p>
 </html>
 """)
 _LABELS = ("rounds", "test accuracy", "bytes up", "bytes down", "seconds")
