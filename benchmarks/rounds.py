@@ -33,9 +33,9 @@ from device_runtime.weights import load_weights
 from export.bundle_writer import export_bundle
 from tff_sim import datasets
 from tff_sim.child_process import dies_with_parent
+from tff_sim.experiments.results import rounds_to_target
 from tff_sim.partition import partition
 from tff_sim.plan import random_cohorts
-from tff_sim.results import rounds_to_target
 
 MODEL = "mnist_2nn"
 LEARNING_RATE = 0.215

@@ -31,8 +31,8 @@ import models
 from benchmarks.errors import BenchmarkError
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork
-from tff_sim.addresses import Address, Workers, parse_address
 from tff_sim.child_process import dies_with_parent
+from tff_sim.workers.addresses import Address, Workers, parse_address
 
 CLIENTS, EXAMPLES, ROUNDS = 10, 600, 4
 
@@ -108,8 +108,8 @@ class Rounds:
     """Rounds of one model, on whichever workers."""
 
     def __init__(self, model: str) -> None:
-        from tff_sim.engine import ClientTask, ProcessEngine
-        from tff_sim.fed_avg import build_fed_avg
+        from tff_sim.algorithms.fed_avg import build_fed_avg
+        from tff_sim.engines.engine import ClientTask, ProcessEngine
 
         spec = models.get(model)
         self._work = ClientWork(epochs=1, batch_size=10)
@@ -130,7 +130,7 @@ class Rounds:
         meters: Sequence[Meter] = (),
     ) -> None:  # fmt: skip
         """Add all rounds but the first, in which the workers load the computation."""
-        from tff_sim.workers import remote_workers
+        from tff_sim.workers.remote import remote_workers
 
         def clocks() -> tuple[float, list[float]]:
             theirs = [processor_seconds(pid) for pid in pids]

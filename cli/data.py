@@ -12,7 +12,7 @@ from cli.options import JSON, SEED, print_json
 from device_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from tff_sim.data_settings import Data
+    from tff_sim.experiments.data_settings import Data
     from tff_sim.label_counts import Summary
 
 _SEED = click.option("--seed", default=0, show_default=True, type=SEED, help="The same seed deals the same hands.")
@@ -89,8 +89,8 @@ def data_export(data: Data, seed: int, out: Path, packed: bool, as_json: bool) -
     one population on disk, of which a simulation reads only the clients of a round.
     """
     from cli.progress import round_progress
-    from tff_sim.data_export import export_files, export_packed
     from tff_sim.federated_data import make_population
+    from tff_sim.population.export import export_files, export_packed
 
     made = make_population(data.spec(seed))
     with round_progress("writing", len(made.clients)) as progress:
@@ -102,7 +102,7 @@ def data_export(data: Data, seed: int, out: Path, packed: bool, as_json: bool) -
 
 
 def _draw(clients: Any, title: str, path: Path) -> None:
-    from tff_sim.data_figure import population_figure
+    from tff_sim.population.figure import population_figure
 
     figure = population_figure(clients.sizes, clients.label_counts, title)
     try:

@@ -41,11 +41,11 @@ CHANGES = (
 
 
 def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The command gets those of `WHO_HAS_WHAT` as one argument, `data`, a `tff_sim.data_settings.Data`."""
+    """The command gets those of `WHO_HAS_WHAT` as one argument, `data`, a `tff_sim.experiments.data_settings.Data`."""
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
-        from tff_sim.data_settings import Data
+        from tff_sim.experiments.data_settings import Data
 
         own = {setting.parameter: values.pop(setting.parameter) for setting in WHO_HAS_WHAT}
         said = {key.removeprefix("data."): value for key, value in given(WHO_HAS_WHAT, own).items()}

@@ -108,12 +108,12 @@ class _Demonstration:
     def simulate(self) -> tuple[Curve, Curve, Weights]:
         """20 clients of which 5 take part in a round; then, for comparison, the very fleet of stage four."""
         from cli.progress import round_progress
-        from tff_sim.engine import ProcessEngine
-        from tff_sim.evaluation import Evaluator
-        from tff_sim.fed_avg import build_fed_avg
+        from tff_sim.algorithms.fed_avg import build_fed_avg
+        from tff_sim.engines.engine import ProcessEngine
+        from tff_sim.experiments.evaluation import Evaluator
         from tff_sim.plan import honest, random_cohorts
         from tff_sim.simulation import always, simulate
-        from tff_sim.worker import local_worker
+        from tff_sim.workers.local import local_worker
 
         evaluate = Evaluator(self._spec, self._data.test)
         start = evaluate(self._initial).accuracy

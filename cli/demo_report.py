@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tff_sim.figure import Line, accuracy_figure
+from tff_sim.experiments.figure import Line, accuracy_figure
 
 # Colour, line, width, and which lies above: what was expected of the fleet is drawn dashed on what it did.
 _STYLES = (("#8b949e", "-", 2.0, 1), ("#24292f", "--", 1.5, 3), ("#f0686b", "-", 5.0, 2))

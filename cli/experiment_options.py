@@ -14,7 +14,7 @@ from cli.settings import Setting, given, setting_options
 
 if TYPE_CHECKING:
     from models import ModelSpec
-    from tff_sim.experiment import Experiment
+    from tff_sim.experiments.experiment import Experiment
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -127,8 +127,8 @@ def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experimen
     Raises:
         InputError: a value is out of range, or the file is not right.
     """
-    from tff_sim.experiment_file import load_experiment
-    from tff_sim.settings import nested
+    from tff_sim.experiments.file import load_experiment
+    from tff_sim.experiments.settings import nested
 
     return load_experiment(config, nested(given(ALL, dict(settings))))
 

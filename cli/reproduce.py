@@ -13,7 +13,7 @@ from cli.sweep import print_sweep, resuming
 from device_runtime.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from tff_sim.reproduce import Entry, Row
+    from tff_sim.experiments.reproduce import Entry, Row
 
 # Help loads no NumPy: so the names stand here once more, and a test compares.
 _PATH = click.Path(path_type=Path)
@@ -67,7 +67,7 @@ def reproduce(
     require_tff()
     if sweep and learning_rate is not None:
         raise click.UsageError("--sweep searches the learning rate, --lr gives it: leave one of them out")
-    from tff_sim import reproduce as paper
+    from tff_sim.experiments import reproduce as paper
 
     tables = _chosen(table, rows)
     if as_list:
@@ -103,7 +103,7 @@ def run_row(row: Row, folder: Path, sweep: bool, per_decade: int) -> None:
     if not sweep:
         resuming()(row.experiment, folder)
         return
-    from tff_sim.sweep import learning_rates, run_sweep
+    from tff_sim.experiments.sweep import learning_rates, run_sweep
 
     rate = row.experiment.work.learning_rate
     rates = sorted(learning_rates(rate / 5, rate * 5, per_decade), key=lambda r: max(r / rate, rate / r))
@@ -113,7 +113,7 @@ def run_row(row: Row, folder: Path, sweep: bool, per_decade: int) -> None:
 
 def _chosen(table: str, rows: tuple[str, ...]) -> dict[str, list[Row]]:
     """Table → its rows to run; for figures those whose curves they show."""
-    from tff_sim import reproduce as paper
+    from tff_sim.experiments import reproduce as paper
 
     if table != "figures":
         return {table: paper.chosen_rows(table, rows)}
@@ -126,7 +126,7 @@ def _chosen(table: str, rows: tuple[str, ...]) -> dict[str, list[Row]]:
 
 def _figures(table: str, rows: tuple[str, ...]) -> list[str]:
     from device_runtime.errors import InputError
-    from tff_sim import reproduce as paper
+    from tff_sim.experiments import reproduce as paper
 
     if table != "figures":
         return []

@@ -47,7 +47,7 @@ def simulate(
         raise click.UsageError("--resume goes on with what is there, --overwrite replaces it: give one of them")
     require_tff()
     remote = chosen_workers(workers, worker_timeout, round_timeout)
-    from tff_sim.runner import run_experiment
+    from tff_sim.experiments.runner import run_experiment
 
     experiment = experiment_of(config, settings)
     with round_progress("simulating", experiment.rounds) as progress:

@@ -13,8 +13,8 @@ from cli.options import JSON, print_json
 from cli.worker_options import chosen_workers, worker_options
 
 if TYPE_CHECKING:
-    from tff_sim.addresses import Workers
-    from tff_sim.experiment import Experiment
+    from tff_sim.experiments.experiment import Experiment
+    from tff_sim.workers.addresses import Workers
 
 
 @click.command(cls=SectionedCommand, short_help="Simulate at each learning rate of a grid.")
@@ -52,7 +52,7 @@ def sweep(
 
     require_tff()
     remote = chosen_workers(workers, worker_timeout, round_timeout)
-    from tff_sim.sweep import learning_rates, run_sweep
+    from tff_sim.experiments.sweep import learning_rates, run_sweep
 
     rates = learning_rates(lowest, highest, int(per_decade))
     content = run_sweep(experiment_of(config, settings), rates, out, resuming(remote), prune)
@@ -67,7 +67,7 @@ def resuming(workers: Workers | None = None) -> Callable[[Experiment, Path], dic
 
     def run(experiment: Experiment, out: Path) -> dict[str, Any]:
         from cli.progress import round_progress
-        from tff_sim.runner import run_experiment
+        from tff_sim.experiments.runner import run_experiment
 
         with round_progress(out.name, experiment.rounds) as progress:
             return run_experiment(

@@ -26,7 +26,7 @@ def worker(port: int, bind: str) -> None:
     from tff_sim.availability import require_tff
 
     require_tff()
-    from tff_sim.worker_service import run_worker
+    from tff_sim.workers.service import run_worker
 
     run_worker(
         bind, port, lambda address: click.echo(f"listening on {address}"), lambda line: click.echo(line, err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from tff_sim.addresses import Workers
+    from tff_sim.workers.addresses import Workers
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -42,6 +42,6 @@ def chosen_workers(addresses: str | None, worker_timeout: float, round_timeout: 
     Raises:
         InputError: an address is none, or is named twice.
     """
-    from tff_sim.addresses import Workers, parse_addresses
+    from tff_sim.workers.addresses import Workers, parse_addresses
 
     return None if addresses is None else Workers(parse_addresses(addresses), worker_timeout, round_timeout)

@@ -31,7 +31,7 @@ import tff_sim
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork, client_seed
 from tff_sim import datasets
-from tff_sim.algorithm import SERVER_OPTIMIZERS
+from tff_sim.algorithms.algorithm import SERVER_OPTIMIZERS
 from tff_sim.partition import partition
 from tff_sim.plan import Planner, random_cohorts
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tff_sim.addresses import Workers, parse_addresses
-    from tff_sim.algorithm import Algorithm, ServerOptimizer
-    from tff_sim.client_data import client_dataset
-    from tff_sim.experiment import Experiment
-    from tff_sim.fed_avg import build_fed_avg
-    from tff_sim.runner import run_experiment
-    from tff_sim.server_optimizer import build_server_optimizer
-    from tff_sim.worker import local_worker
-    from tff_sim.workers import remote_workers
+    from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
+    from tff_sim.algorithms.client_data import client_dataset
+    from tff_sim.algorithms.fed_avg import build_fed_avg
+    from tff_sim.algorithms.server_optimizer import build_server_optimizer
+    from tff_sim.experiments.experiment import Experiment
+    from tff_sim.experiments.runner import run_experiment
+    from tff_sim.workers.addresses import Workers, parse_addresses
+    from tff_sim.workers.local import local_worker
+    from tff_sim.workers.remote import remote_workers
 
 __all__ = [
     "Algorithm", "Experiment", "ServerOptimizer", "Workers",
@@ -27,17 +27,17 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Algorithm": "tff_sim.algorithm",
-    "Experiment": "tff_sim.experiment",
-    "ServerOptimizer": "tff_sim.algorithm",
-    "Workers": "tff_sim.addresses",
-    "build_fed_avg": "tff_sim.fed_avg",
-    "build_server_optimizer": "tff_sim.server_optimizer",
-    "client_dataset": "tff_sim.client_data",
-    "local_worker": "tff_sim.worker",
-    "parse_addresses": "tff_sim.addresses",
-    "remote_workers": "tff_sim.workers",
-    "run_experiment": "tff_sim.runner",
+    "Algorithm": "tff_sim.algorithms.algorithm",
+    "Experiment": "tff_sim.experiments.experiment",
+    "ServerOptimizer": "tff_sim.algorithms.algorithm",
+    "Workers": "tff_sim.workers.addresses",
+    "build_fed_avg": "tff_sim.algorithms.fed_avg",
+    "build_server_optimizer": "tff_sim.algorithms.server_optimizer",
+    "client_dataset": "tff_sim.algorithms.client_data",
+    "local_worker": "tff_sim.workers.local",
+    "parse_addresses": "tff_sim.workers.addresses",
+    "remote_workers": "tff_sim.workers.remote",
+    "run_experiment": "tff_sim.experiments.runner",
 }
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork, client_seed
-from tff_sim.engine import ClientTask, Engine, EngineRound, global_weights
+from tff_sim.engines.engine import ClientTask, Engine, EngineRound, global_weights
 from tff_sim.plan import Planner, RoundPlan
 
 _Value = TypeVar("_Value")

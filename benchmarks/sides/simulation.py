@@ -25,14 +25,14 @@ from device_runtime.bundle import open_bundle
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork
 from tff_sim import datasets
-from tff_sim.device_engine import DeviceEngine
-from tff_sim.engine import Engine
-from tff_sim.evaluation import Evaluator
-from tff_sim.fed_avg import build_fed_avg
+from tff_sim.algorithms.fed_avg import build_fed_avg
+from tff_sim.engines.device import DeviceEngine
+from tff_sim.engines.engine import Engine
+from tff_sim.engines.shared import SharedEngine
+from tff_sim.experiments.evaluation import Evaluator
 from tff_sim.plan import random_cohorts
-from tff_sim.shared_engine import SharedEngine
 from tff_sim.simulation import always, simulate
-from tff_sim.worker import local_worker
+from tff_sim.workers.local import local_worker
 
 _CLIENTS, _EXAMPLES, _FRACTION = 100, 600, 0.1
 _WORK = ClientWork(epochs=1, batch_size=10, learning_rate=0.1)

@@ -11,7 +11,7 @@ import pytest
 
 from cli.main import main
 from tff_sim import datasets
-from tff_sim.data_settings import Data
+from tff_sim.experiments.data_settings import Data
 from tff_sim.partition import deal, partition, scheme
 from tff_sim.population import Growth
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cli.main import app
-from tff_sim.addresses import parse_addresses
+from tff_sim.workers.addresses import parse_addresses
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 FILES = sorted(FOLDER.glob("*.yaml"))

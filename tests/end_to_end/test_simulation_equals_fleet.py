@@ -37,11 +37,11 @@ def _clients(side: int) -> dict[str, Examples]:
     ("name", "side", "codec"), [("digits_mlp", 8, "f32"), ("mnist_2nn", 28, "f32"), ("digits_mlp", 8, "q4")]
 )
 def test_three_rounds_agree_to_a_relative_1e_minus_4(name: str, side: int, codec: str, tmp_path: Path) -> None:
-    from tff_sim.engine import ProcessEngine
-    from tff_sim.fed_avg import build_fed_avg
+    from tff_sim.algorithms.fed_avg import build_fed_avg
+    from tff_sim.engines.engine import ProcessEngine
     from tff_sim.plan import honest
     from tff_sim.simulation import always, simulate
-    from tff_sim.worker import local_worker
+    from tff_sim.workers.local import local_worker
 
     spec = models.get(name)
     clients = _clients(side)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tff_sim.addresses import Address, Workers
+from tff_sim.workers.addresses import Address, Workers
 
 PORT = 8700
 

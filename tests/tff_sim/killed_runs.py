@@ -50,7 +50,7 @@ def _arm(instant: str) -> Callable[[Any], None]:
     elif kind == "replace":
         Path.replace = _dying(Path.replace, number)  # type: ignore[method-assign]
     elif kind == "metrics":
-        from tff_sim.results import ResultFiles
+        from tff_sim.experiments.results import ResultFiles
 
         original = ResultFiles._append
 
@@ -72,8 +72,8 @@ def _arm(instant: str) -> Callable[[Any], None]:
 
 
 def main(experiment: Path, killed: Path, whole: Path, instants: list[str]) -> int:
-    from tff_sim.experiment_file import load_experiment
-    from tff_sim.runner import run_experiment
+    from tff_sim.experiments.file import load_experiment
+    from tff_sim.experiments.runner import run_experiment
 
     for out, instant in [*((killed, instant) for instant in instants), (killed, ""), (whole, "")]:
         child = os.fork()

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from device_runtime.errors import InputError, NetworkError
-from tff_sim.addresses import Address, parse_addresses, require_reachable
+from tff_sim.workers.addresses import Address, parse_addresses, require_reachable
 
 
 def test_addresses_are_read_and_written_alike() -> None:

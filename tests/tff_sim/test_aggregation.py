@@ -12,9 +12,9 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from device_runtime.work import ClientWork
-from tff_sim.algorithm import Algorithm, ServerOptimizer
-from tff_sim.fed_avg import build_server_update
-from tff_sim.robust import SLOTS, median, no_rows, trimmed_mean, with_row
+from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
+from tff_sim.algorithms.fed_avg import build_server_update
+from tff_sim.algorithms.robust import SLOTS, median, no_rows, trimmed_mean, with_row
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning"),

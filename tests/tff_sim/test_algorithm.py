@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from device_runtime.errors import InputError
-from tff_sim.algorithm import SERVER_OPTIMIZERS, Algorithm, ServerOptimizer
+from tff_sim.algorithms.algorithm import SERVER_OPTIMIZERS, Algorithm, ServerOptimizer
 
 
 def test_the_default_is_fed_avg() -> None:
@@ -118,7 +118,7 @@ def test_every_parameter_is_a_field() -> None:
 
 def test_choosing_an_algorithm_loads_no_tensorflow() -> None:
     program = (
-        "import sys, tff_sim.algorithm, tff_sim.schedules\n"
+        "import sys, tff_sim.algorithms.algorithm, tff_sim.algorithms.schedules\n"
         "sys.exit(any(name.startswith('tensorflow') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from device_runtime.errors import InputError
-from tff_sim.checkpoint import Checkpoint, flatten_state, read_checkpoint, restore_state, write_checkpoint
+from tff_sim.experiments.checkpoint import Checkpoint, flatten_state, read_checkpoint, restore_state, write_checkpoint
 
 
 class _Moments(NamedTuple):

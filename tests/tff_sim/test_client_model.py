@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import models
-from tff_sim.client_model import client_model_builder
+from tff_sim.algorithms.client_model import client_model_builder
 
 
 def _build() -> tf.keras.Model:

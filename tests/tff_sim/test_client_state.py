@@ -16,7 +16,7 @@ from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork, client_seed
 from models import ClientOptimizer
 from tff_sim import build_fed_avg, client_dataset
-from tff_sim.evaluation import Evaluator
+from tff_sim.experiments.evaluation import Evaluator
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning"),

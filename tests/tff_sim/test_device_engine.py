@@ -23,10 +23,10 @@ from device_runtime.examples import Examples
 from device_runtime.selftest import relative_difference
 from device_runtime.work import ClientWork
 from tff_sim import build_fed_avg
-from tff_sim.algorithm import Algorithm, ServerOptimizer
-from tff_sim.device_engine import DeviceEngine
-from tff_sim.device_engine.pool import DevicePool
-from tff_sim.engine import ClientTask, Engine, EngineRound, ProcessEngine
+from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
+from tff_sim.engines.device import DeviceEngine
+from tff_sim.engines.device.pool import DevicePool
+from tff_sim.engines.engine import ClientTask, Engine, EngineRound, ProcessEngine
 from tff_sim.plan import Planner, RoundPlan, honest
 from tff_sim.simulation import always, simulate
 
@@ -220,7 +220,7 @@ def test_a_bundle_that_a_process_can_t_read_is_told_as_the_device_tells_it(tmp_p
 
 def test_a_process_is_small() -> None:
     program = (
-        "import sys, tff_sim.device_engine.worker; print(*{'tensorflow', 'tensorflow_federated'} & {*sys.modules})"
+        "import sys, tff_sim.engines.device.worker; print(*{'tensorflow', 'tensorflow_federated'} & {*sys.modules})"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
@@ -229,7 +229,7 @@ def test_a_process_is_small() -> None:
 @pytest.mark.parametrize("way", ["block", "kill"])
 def test_no_process_is_left(way: str, digits_bundle: Bundle) -> None:
     program = (
-        "import sys; from pathlib import Path; from tff_sim.device_engine.pool import DevicePool\n"
+        "import sys; from pathlib import Path; from tff_sim.engines.device.pool import DevicePool\n"
         "with DevicePool(Path(sys.argv[1]), 2) as pool:\n"
         "    print(*pool.processes, flush=True); sys.stdin.read()\n"
     )
@@ -254,6 +254,6 @@ def test_no_process_is_left(way: str, digits_bundle: Bundle) -> None:
 
 def _runs(process: int) -> bool:
     try:
-        return b"device_engine" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"engines.device" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False

@@ -18,10 +18,10 @@ import pytest
 
 from tests.tff_sim.hosts import Host, RunningWorker, worker_on, workers_at
 from tff_sim import local_worker
-from tff_sim.addresses import Address
-from tff_sim.worker import OPEN_WORKER
-from tff_sim.worker_process import free_port
-from tff_sim.workers import remote_workers
+from tff_sim.workers.addresses import Address
+from tff_sim.workers.local import OPEN_WORKER
+from tff_sim.workers.process import free_port
+from tff_sim.workers.remote import remote_workers
 
 POCKETFED = str(Path(sys.executable).with_name("pocketfed"))
 # A user namespace whose root permits no network namespaces, as a container's settings may.

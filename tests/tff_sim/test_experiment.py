@@ -20,8 +20,8 @@ from device_runtime.examples import Examples
 from device_runtime.tensors import TensorSpec
 from device_runtime.weights import dump_weights, read_weights
 from tff_sim import Experiment, datasets
-from tff_sim.evaluation import Evaluator
-from tff_sim.results import rounds_to_target
+from tff_sim.experiments.evaluation import Evaluator
+from tff_sim.experiments.results import rounds_to_target
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 

@@ -21,10 +21,10 @@ from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork, client_seed, step_seeds
 from models.training import client_step
 from tff_sim import Algorithm, ServerOptimizer, build_fed_avg, client_dataset
-from tff_sim.engine import ClientTask, EngineRound, ProcessEngine
-from tff_sim.fed_avg import build_server_update
+from tff_sim.algorithms.fed_avg import build_server_update
+from tff_sim.algorithms.schedules import Schedule, work_of
+from tff_sim.engines.engine import ClientTask, EngineRound, ProcessEngine
 from tff_sim.plan import honest, random_cohorts
-from tff_sim.schedules import Schedule, work_of
 from tff_sim.simulation import always, simulate
 
 pytestmark = [

@@ -12,12 +12,12 @@ import pytest
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from tff_sim import datasets
-from tff_sim.data_export import export_files, export_packed
-from tff_sim.data_figure import client_shares, population_figure
 from tff_sim.federated_data import DataSpec, make_partition, make_population
 from tff_sim.partition import partition, scheme
 from tff_sim.partition.file import save_partition
 from tff_sim.population import Growth, Population
+from tff_sim.population.export import export_files, export_packed
+from tff_sim.population.figure import client_shares, population_figure
 
 
 def _equal(first: Population, second: Population) -> None:

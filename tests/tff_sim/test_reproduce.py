@@ -13,9 +13,9 @@ import pytest
 from cli import reproduce as command
 from cli.main import main
 from device_runtime.errors import InputError
-from tff_sim.experiment_file import load_experiment
-from tff_sim.reproduce import FIGURES, TABLES, chosen_rows, write_figure, write_report
-from tff_sim.reproduce.report import best_so_far
+from tff_sim.experiments.file import load_experiment
+from tff_sim.experiments.reproduce import FIGURES, TABLES, chosen_rows, write_figure, write_report
+from tff_sim.experiments.reproduce.report import best_so_far
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 

@@ -14,7 +14,7 @@ import pytest
 from device_runtime.errors import InputError
 from device_runtime.tensors import TensorSpec
 from device_runtime.weights import read_weights
-from tff_sim.results import COLUMNS, COUNTS, ResultFiles, RoundMetrics, rounds_to_target, summarise
+from tff_sim.experiments.results import COLUMNS, COUNTS, ResultFiles, RoundMetrics, rounds_to_target, summarise
 
 TENSORS = (TensorSpec("layer/kernel", (2,)),)
 

@@ -161,7 +161,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path, capsys: pytest.
 
 
 def test_a_folder_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tff_sim.run_folder import RunFolder
+    from tff_sim.experiments.run_folder import RunFolder
 
     with RunFolder(tmp_path).working():
         assert _line(["--rounds", "1", "--out", str(tmp_path)], capsys) == (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
-from tff_sim.schedules import CONSTANT, SCHEDULES, Schedule, work_of
+from tff_sim.algorithms.schedules import CONSTANT, SCHEDULES, Schedule, work_of
 
 
 def _factors(schedule: Schedule, rounds: int) -> list[float]:

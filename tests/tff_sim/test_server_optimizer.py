@@ -13,9 +13,9 @@ import tensorflow_federated as tff
 
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork
-from tff_sim.algorithm import Algorithm, ServerOptimizer
-from tff_sim.fed_avg import build_server_update
-from tff_sim.server_optimizer import build_server_optimizer
+from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
+from tff_sim.algorithms.fed_avg import build_server_update
+from tff_sim.algorithms.server_optimizer import build_server_optimizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning"),

@@ -18,13 +18,13 @@ from device_runtime.codec import CODECS
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
 from models.optimizers import ClientOptimizer
-from tff_sim import algorithm, schedules
-from tff_sim.algorithm import Algorithm, ServerOptimizer
-from tff_sim.data_settings import Data
-from tff_sim.experiment import ENGINES, Experiment
-from tff_sim.experiment_file import dump_experiment, experiment_tables, load_experiment
-from tff_sim.schedules import Schedule
-from tff_sim.settings import differences, flat, nested
+from tff_sim.algorithms import algorithm, schedules
+from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
+from tff_sim.algorithms.schedules import Schedule
+from tff_sim.experiments.data_settings import Data
+from tff_sim.experiments.experiment import ENGINES, Experiment
+from tff_sim.experiments.file import dump_experiment, experiment_tables, load_experiment
+from tff_sim.experiments.settings import differences, flat, nested
 from tff_sim.world import FAULTS, Availability, Faults, Stragglers, World
 
 EXPERIMENTS = st.builds(

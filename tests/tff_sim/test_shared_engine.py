@@ -15,10 +15,10 @@ from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork
 from tff_sim import build_fed_avg
-from tff_sim.engine import ClientTask, Engine, EngineRound, ProcessEngine
+from tff_sim.engines.engine import ClientTask, Engine, EngineRound, ProcessEngine
+from tff_sim.engines.shared import SharedEngine
+from tff_sim.engines.shared_memory import SharedMemory
 from tff_sim.plan import RoundPlan
-from tff_sim.shared_engine import SharedEngine
-from tff_sim.shared_memory import SharedMemory
 from tff_sim.simulation import always, simulate
 
 pytestmark = [

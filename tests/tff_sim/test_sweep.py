@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cli.main import main
 from device_runtime.errors import CheckFailedError, InputError
 from device_runtime.work import ClientWork
-from tff_sim.experiment import Experiment
-from tff_sim.sweep import RESOLUTIONS, Outcome, best_of, learning_rates, run_sweep
+from tff_sim.experiments.experiment import Experiment
+from tff_sim.experiments.sweep import RESOLUTIONS, Outcome, best_of, learning_rates, run_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 

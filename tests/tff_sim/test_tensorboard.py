@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tff_sim.results import RoundMetrics
-from tff_sim.tensorboard import FOLDER, Events
+from tff_sim.experiments.results import RoundMetrics
+from tff_sim.experiments.tensorboard import FOLDER, Events
 
 
 def _row(number: int) -> RoundMetrics:

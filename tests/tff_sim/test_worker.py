@@ -17,13 +17,15 @@ import pytest
 import tensorflow_federated as tff
 
 from device_runtime.errors import NetworkError
-from tff_sim import local_worker, worker, worker_process
+from tff_sim import local_worker
+from tff_sim.workers import local, process
 
 TIMEOUT = 600.0
 
 HOLD_A_WORKER = """
 import sys
 from tff_sim import local_worker
+from tff_sim.workers import local, process
 with local_worker():
     print("up", flush=True)
     sys.stdin.read()
@@ -106,7 +108,7 @@ def fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         program.parent.mkdir()
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
-        monkeypatch.setattr(worker_process, "worker_program", lambda: program)
+        monkeypatch.setattr(process, "worker_program", lambda: program)
 
     return install
 
@@ -123,7 +125,7 @@ def test_a_worker_that_does_not_answer_is_reported_and_ended(
 ) -> None:
     before = workers_of(os.getpid())
     fake_worker("exec sleep 600")
-    monkeypatch.setattr(worker, "_START_SECONDS", 1.0)
+    monkeypatch.setattr(local, "_START_SECONDS", 1.0)
     with pytest.raises(NetworkError) as caught, local_worker():
         pass
     assert str(caught.value) == "TFF's worker process did not answer within 1 seconds"

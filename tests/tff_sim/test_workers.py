@@ -31,11 +31,11 @@ from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork
 from tests.tff_sim.hosts import Host, RunningWorker, two_hosts, when_it_computes, worker_on, workers_at
 from tff_sim import build_fed_avg, local_worker
-from tff_sim.addresses import Workers, parse_addresses
-from tff_sim.engine import EngineRound, ProcessEngine
+from tff_sim.engines.engine import EngineRound, ProcessEngine
 from tff_sim.plan import honest
 from tff_sim.simulation import always, simulate
-from tff_sim.workers import remote_workers
+from tff_sim.workers.addresses import Workers, parse_addresses
+from tff_sim.workers.remote import remote_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 

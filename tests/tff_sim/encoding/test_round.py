@@ -17,7 +17,7 @@ from device_runtime.tensors import TensorSpec, Weights
 from device_runtime.update import ClientUpdate
 from device_runtime.work import ClientWork, client_seed
 from tff_sim import Algorithm, build_fed_avg, client_dataset
-from tff_sim.client_work import build_client_work
+from tff_sim.algorithms.client_work import build_client_work
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning"),

@@ -1,0 +1,125 @@
+"""The checkpoint of a run: all that its next round follows from, in one file that is whole at any instant.
+
+A zip file of .npy arrays, without pickle: the server's state, leaf by leaf, and ``about.json`` with the experiment, the
+number of the round, and the rows of metrics.csv so far.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_runtime.errors import InputError
+from device_runtime.files import replace_whole
+
+FILE = "checkpoint.zip"
+_FORMAT = 1
+_ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after a round.
+
+    Attributes:
+        experiment: tables of the experiment, as `tff_sim.experiments.file.experiment_tables` gives them.
+        round: the last one that ended.
+        initial_accuracy: of the weights before round 1.
+        rows: a row of metrics.csv a round.
+        leaves: the arrays of the server's state, flattened.
+    """
+
+    experiment: dict[str, Any]
+    round: int
+    initial_accuracy: float
+    rows: Sequence[Sequence[Any]]
+    leaves: Sequence[Any]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Put it in the place of the one before, at once or not at all.
+
+    Raises:
+        InputError: it can't be written; the one before stands.
+    """
+    about = {
+        "format": _FORMAT,
+        "experiment": checkpoint.experiment,
+        "round": checkpoint.round,
+        "initial_accuracy": checkpoint.initial_accuracy,
+        "rows": checkpoint.rows,
+        "leaves": len(checkpoint.leaves),
+    }
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(_ABOUT, json.dumps(about, separators=(",", ":")))
+        for index, leaf in enumerate(checkpoint.leaves):
+            with archive.open(f"{index}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(leaf), allow_pickle=False)  # type: ignore[no-untyped-call]
+    try:
+        replace_whole(path, [content.getbuffer()])
+    except OSError as error:
+        raise InputError(f"{path}: can't write it: {error.strerror}; make room there, or change --out") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """What `write_checkpoint` wrote; every array's checksum is compared.
+
+    Raises:
+        InputError: it can't be read, is damaged, or of another version of this program.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read(_ABOUT))
+            if about["format"] != _FORMAT:
+                raise InputError(
+                    f"{path}: a checkpoint of format {about['format']}, of another version of pocketfed; this one reads"
+                    f" {_FORMAT}: begin anew with --overwrite"
+                )
+            leaves = [
+                np.load(io.BytesIO(archive.read(f"{index}.npy")), allow_pickle=False)
+                for index in range(about["leaves"])
+            ]
+    except OSError as error:
+        raise InputError(f"{path}: can't read it: {error.strerror}") from None
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
+        raise InputError(f"{path}: a damaged checkpoint ({error}): begin anew with --overwrite") from None
+    return Checkpoint(about["experiment"], about["round"], about["initial_accuracy"], about["rows"], leaves)
+
+
+def flatten_state(state: Any) -> list[Any]:
+    """The arrays of an engine's state."""
+    import tensorflow as tf
+
+    leaves: list[Any] = tf.nest.flatten(state)
+    return leaves
+
+
+def restore_state(like: Any, leaves: Sequence[Any], path: Path) -> Any:
+    """The state with these arrays.
+
+    Args:
+        like: a state of the same engine, for its structure.
+        leaves: as `flatten_state` gives them.
+        path: the checkpoint's, for messages.
+
+    Raises:
+        InputError: they are not of such a state.
+    """
+    import tensorflow as tf
+
+    expected = flatten_state(like)
+    same = len(expected) == len(leaves) and all(
+        np.shape(one) == np.shape(other) and np.asarray(one).dtype == np.asarray(other).dtype
+        for one, other in zip(expected, leaves, strict=True)
+    )
+    if not same:
+        raise InputError(f"{path}: its state is not that of this experiment's algorithm: begin anew with --overwrite")
+    return tf.nest.pack_sequence_as(like, [leaf[()] for leaf in leaves])
