@@ -399,12 +399,15 @@ def test_an_interrupt_ends_what_runs(
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes the connection, and never says a word
         target = f"ssh://127.0.0.1:{silent.getsockname()[1]}/x"
         command = [Path(sys.executable).with_name("pocketfed"), "flash", digits_bundle.path, target]
+        # Whoever runs the tests in a shell's background passes on that SIGINT is to be ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             [*map(str, command), "--ssh-config", str(config)],
             stderr=subprocess.PIPE,
             text=True,
             stdin=subprocess.DEVNULL,
         )
+        signal.signal(signal.SIGINT, before)
         silent.settimeout(120)
         try:
             connection, _ = silent.accept()
