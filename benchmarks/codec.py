@@ -16,9 +16,9 @@ import numpy as np
 from aggregation_server.aggregate import Aggregate
 from benchmarks import eden
 from benchmarks.deltas import CLIENTS, Federation, Task, load_task, real_deltas
-from benchmarks.errors import BenchmarkError
 from benchmarks.exported import exported
 from benchmarks.result import Result
+from benchmarks.suite import Progress, chosen, measure_each
 from benchmarks.turns import Local, Plan, by_turns
 from device_runtime.bundle import Bundle, open_bundle
 from device_runtime.codec import (
@@ -228,7 +228,7 @@ def run_codec_benchmarks(
     names: Sequence[str],
     data_dir: Path | None,
     quick: bool,
-    progress: Callable[[int, str], None] = lambda done, figures: None,
+    progress: Progress = lambda done, figures: None,
 ) -> list[Result]:
     """Measure what `names` says, or everything where it is empty.
 
@@ -242,16 +242,15 @@ def run_codec_benchmarks(
         BenchmarkError: a name is unknown, or an export failed.
         DatasetError: the data can't be read.
     """
-    names = tuple(names) or NAMES
-    for name in names:
-        if name not in NAMES:
-            raise BenchmarkError(f"unknown benchmark {name!r}; known are {', '.join(NAMES)}")
-    results: list[Result] = []
+    names = chosen(names, NAMES)
+    done = 0
+
+    def count(measured: int, figures: str) -> None:
+        nonlocal done
+        done = measured
+        progress(measured, figures)
+
     with tempfile.TemporaryDirectory() as folder:
-        benchmarks = CodecBenchmarks(Path(folder), data_dir, quick, lambda figures: progress(len(results), figures))
+        benchmarks = CodecBenchmarks(Path(folder), data_dir, quick, lambda figures: progress(done, figures))
         benchmarks.check_data()
-        for name in names:
-            progress(len(results), name)
-            results.append(benchmarks.all[name]())
-        progress(len(names), "")
-    return results
+        return measure_each(names, lambda name: benchmarks.all[name](), count)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.exported import exported
 from benchmarks.kills import kill_devices
 from benchmarks.memory import peak_mb
 from benchmarks.result import Result
+from benchmarks.suite import Progress, chosen, measure_each
 from device_runtime.bundle import open_bundle
 from device_runtime.examples import Examples
 from device_runtime.tensors import TensorSpec
@@ -36,7 +36,7 @@ NAMES = ("kills_survived", *(f"{model}_memory" for model in _MODELS))
 def run_device_benchmarks(
     names: Sequence[str],
     quick: bool,
-    progress: Callable[[int, str], None] = lambda done, figures: None,
+    progress: Progress = lambda done, figures: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """Measure what `names` says, or everything where it is empty.
@@ -50,24 +50,18 @@ def run_device_benchmarks(
     Raises:
         BenchmarkError: a name is unknown, something was wrong after a kill, or one of the processes failed.
     """
-    names = tuple(names) or NAMES
-    for name in names:
-        if name not in NAMES:
-            raise BenchmarkError(f"unknown benchmark {name!r}; known are {', '.join(NAMES)}")
-    results = []
+    names = chosen(names, NAMES)
     with tempfile.TemporaryDirectory() as folder:
-        for done, name in enumerate(names):
-            progress(done, name)
+
+        def measure(name: str) -> Result:
             if name == "kills_survived":
-                measure = partial(_kills, Path(folder), quick, tell, progress)
-            else:
-                measure = partial(_memory, Path(folder), name, "digits_mlp" if quick else name.removesuffix("_memory"))
-            results.append(measure())
-        progress(len(names), "")
-    return results
+                return _kills(Path(folder), quick, tell, progress)
+            return _memory(Path(folder), name, "digits_mlp" if quick else name.removesuffix("_memory"))
+
+        return measure_each(names, measure, progress)
 
 
-def _kills(folder: Path, quick: bool, tell: Callable[[str], None], progress: Callable[[int, str], None]) -> Result:
+def _kills(folder: Path, quick: bool, tell: Callable[[str], None], progress: Progress) -> Result:
     bundle = open_bundle(exported("mnist_2nn", folder)[0])
     work = ClientWork(epochs=40, batch_size=10, learning_rate=0.05, codec="q8")
     count = _QUICK_KILLS if quick else KILLS

@@ -15,6 +15,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.exported import exported
 from benchmarks.memory import peak_mb
 from benchmarks.result import Result
+from benchmarks.suite import Progress, chosen, measure_each
 from benchmarks.turns import ROOT, Plan, Side, by_turns
 
 PYTORCH = ROOT / ".bench" / "pytorch" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
@@ -93,7 +94,7 @@ NAMES = tuple(ExportBenchmarks(Path()).all)
 
 
 def run_export_benchmarks(
-    names: Sequence[str], quick: bool, progress: Callable[[int, str], None] = lambda done, figures: None
+    names: Sequence[str], quick: bool, progress: Progress = lambda done, figures: None
 ) -> list[Result]:
     """Measure what `names` says, or everything where it is empty.
 
@@ -105,17 +106,9 @@ def run_export_benchmarks(
     Raises:
         BenchmarkError: a name is unknown, PyTorch's environment is missing, or one of the processes failed.
     """
-    names = tuple(names) or NAMES
-    for name in names:
-        if name not in NAMES:
-            raise BenchmarkError(f"unknown benchmark {name!r}; known are {', '.join(NAMES)}")
+    names = chosen(names, NAMES)
     if any(name.endswith("_vs_pytorch") for name in names) and not PYTORCH.exists():
         raise BenchmarkError(f"{PYTORCH}: PyTorch's environment is missing; 'make bench-setup' installs it")
-    results = []
     with tempfile.TemporaryDirectory() as folder:
         benchmarks = ExportBenchmarks(Path(folder), quick).all
-        for done, name in enumerate(names):
-            progress(done, name)
-            results.append(benchmarks[name]())
-        progress(len(names), "")
-    return results
+        return measure_each(names, lambda name: benchmarks[name](), progress)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks.errors import BenchmarkError
 from benchmarks.exported import exported
 from benchmarks.result import Result
+from benchmarks.suite import Progress, chosen, measure_each
 from benchmarks.tree_memory import TreePeak
 from benchmarks.turns import Plan, Side, by_turns
 
@@ -71,7 +71,7 @@ def run_simulate_benchmarks(
     names: Sequence[str],
     data_dir: Path | None,
     quick: bool,
-    progress: Callable[[int, str], None] = lambda done, figures: None,
+    progress: Progress = lambda done, figures: None,
 ) -> list[Result]:
     """Measure what `names` says, or everything where it is empty.
 
@@ -85,19 +85,11 @@ def run_simulate_benchmarks(
         BenchmarkError: a name is unknown, or one of the processes failed.
         DatasetError: the folder is missing, or a file in it is damaged.
     """
-    names = tuple(names) or NAMES
-    for name in names:
-        if name not in NAMES:
-            raise BenchmarkError(f"unknown benchmark {name!r}; known are {', '.join(NAMES)}")
+    names = chosen(names, NAMES)
     if data_dir is not None:
         from tff_sim import datasets
 
         datasets.load("mnist", data_dir)  # what is wrong is told now, in one line
-    results = []
     with tempfile.TemporaryDirectory() as folder:
         benchmarks = SimulateBenchmarks(Path(folder), data_dir, quick).all
-        for done, name in enumerate(names):
-            progress(done, name)
-            results.append(benchmarks[name]())
-        progress(len(names), "")
-    return results
+        return measure_each(names, lambda name: benchmarks[name](), progress)
