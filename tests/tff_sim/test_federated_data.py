@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tff_sim.partition.file import save_partition
 from tff_sim.population import Growth, Population
 from tff_sim.population.export import export_files, export_packed
 from tff_sim.population.figure import client_shares, population_figure
+from tff_sim.population.wrapping import PixelPopulation
 
 
 def _equal(first: Population, second: Population) -> None:
@@ -46,6 +48,34 @@ def cifar(tmp_path: Path) -> Path:
         records[:, 0] %= 10
         (folder / f"{name}.bin").write_bytes(records.tobytes())
     return folder
+
+
+@pytest.fixture
+def digits28(tmp_path: Path) -> Path:
+    """Forty images in the four files of MNIST."""
+    rng = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        for kind, shape in (("images-idx3", (40, 28, 28)), ("labels-idx1", (40,))):
+            header = struct.pack(f">{1 + len(shape)}I", 0x800 | len(shape), *shape)
+            array = rng.integers(0, 256 if kind == "images-idx3" else 10, shape, np.uint8)
+            (tmp_path / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return tmp_path
+
+
+def test_images_are_kept_as_bytes_and_given_as_models_take_them(digits28: Path) -> None:
+    spec = DataSpec("mnist", digits28, scheme("shards"), clients=4, seed=3)
+    made = make_population(spec)
+    data, dealt = make_partition(spec)
+    assert isinstance(made.clients, PixelPopulation)
+    assert data.pixels is not None
+    assert made.clients.sizes.tolist() == [10] * 4
+    for number, name in enumerate(made.clients.names):
+        hand = dealt.hand(number)
+        assert made.clients[name].identity == Examples(data.train.x[hand], data.train.y[hand]).identity
+    np.testing.assert_array_equal(data.train.x, data.pixels.x.astype(np.float32) / np.float32(255))
+    counts = made.clients.label_counts
+    assert counts is not None
+    assert counts.sum(axis=0).tolist() == np.bincount(data.train.y, minlength=counts.shape[1]).tolist()
 
 
 def test_hands_are_those_that_partition_deals() -> None:

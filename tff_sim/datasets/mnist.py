@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime.examples import Examples
-from tff_sim.datasets.dataset import Dataset
+from tff_sim.datasets.dataset import Dataset, from_pixels
 from tff_sim.datasets.files import require_folder
 from tff_sim.datasets.idx import read_idx
 from tff_sim.errors import DatasetError
@@ -65,7 +65,9 @@ def load(data_dir: Path, name: str = "mnist") -> Dataset:
     """
     kin = KIN[name]
     require_folder(data_dir, f"the four {kin.title} files")
-    return Dataset(name, _part(data_dir, kin, kin.train), _part(data_dir, kin, kin.test))
+    pixels, test = (_part(data_dir, kin, prefix) for prefix in (kin.train, kin.test))
+    train, test = (Examples(from_pixels(part.x), part.y) for part in (pixels, test))
+    return Dataset(name, train, test, pixels=pixels)
 
 
 def _part(data_dir: Path, kin: Kin, prefix: str) -> Examples:
@@ -82,8 +84,7 @@ def _part(data_dir: Path, kin: Kin, prefix: str) -> Examples:
             raise DatasetError(f"{label_path}: a label is {label}; expected {first} to {last}")
     if kin.transposed:
         images = images.transpose(0, 2, 1)
-    x = np.divide(images[..., None], np.float32(255), dtype=np.float32)
-    return Examples(x, labels.astype(np.int32) - np.int32(first))
+    return Examples(images[..., None], labels.astype(np.int32) - np.int32(first))
 
 
 def _find(data_dir: Path, kin: Kin, name: str) -> Path:

@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
-from tff_sim.client_names import ClientNames
-from tff_sim.label_counts import Counts
 from tff_sim.population.base import Population
+from tff_sim.population.wrapping import WrappedPopulation
 
 _NEVER = 2**61
 
@@ -66,36 +65,22 @@ class Growth:
         return np.array([np.where(ever, gone, -1).argmax() if ever.any() else born.argmin()])
 
 
-class GrowingPopulation(Population):
+class GrowingPopulation(WrappedPopulation):
     """A population whose clients have, in each round, those of their examples that exist in it."""
 
     def __init__(self, base: Population, growth: Growth, seed: int, round_number: int = 1) -> None:
-        self._base = base
+        super().__init__(base)
         self._growth = growth
         self._seed = seed
         self._round = round_number
 
-    @property
-    def names(self) -> ClientNames:
-        return self._base.names
-
-    @property
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """How many examples each client has at most; what it has in a round is known with its examples."""
-        return self._base.sizes
-
-    @property
-    def label_counts(self) -> Counts | None:
-        """Of all examples that a client ever has."""
-        return self._base.label_counts
-
     def examples(self, number: int) -> Examples:
-        everything = self._base.at(self._round).examples(number)
+        everything = self._within.at(self._round).examples(number)
         there = self._growth.existing(len(everything), self._seed, self.names.name(number), self._round)
         return Examples(everything.x[there], everything.y[there])
 
     def at(self, round_number: int) -> Population:
-        return GrowingPopulation(self._base, self._growth, self._seed, round_number)
+        return GrowingPopulation(self._within, self._growth, self._seed, round_number)
 
 
 def _waits(probability: float, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

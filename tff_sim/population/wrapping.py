@@ -1,0 +1,42 @@
+"""A population that gives another one's examples in another form."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.examples import Examples
+from tff_sim.client_names import ClientNames
+from tff_sim.datasets.dataset import from_pixels
+from tff_sim.label_counts import Counts
+from tff_sim.population.base import Population
+
+
+class WrappedPopulation(Population):
+    """The clients of the population within; what examples they have is for subclasses to say.
+
+    `sizes` and `label_counts` are of all examples that a client ever has.
+    """
+
+    def __init__(self, within: Population) -> None:
+        self._within = within
+
+    @property
+    def names(self) -> ClientNames:
+        return self._within.names
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        return self._within.sizes
+
+    @property
+    def label_counts(self) -> Counts | None:
+        return self._within.label_counts
+
+
+class PixelPopulation(WrappedPopulation):
+    """Clients whose images are kept as the bytes they were published in, a quarter of the memory of float32."""
+
+    def examples(self, number: int) -> Examples:
+        kept = self._within.examples(number)
+        return Examples(from_pixels(kept.x), kept.y)
