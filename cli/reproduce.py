@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.experiment_options import ENGINES
 from cli.options import JSON, SEED, print_json
 from cli.sweep import print_sweep, resuming
 from device_runtime.errors import CheckFailedError
@@ -15,8 +16,8 @@ from device_runtime.errors import CheckFailedError
 if TYPE_CHECKING:
     from tff_sim.experiments.reproduce import Entry, Row
 
-# Help loads no NumPy: so the names stand here once more, and a test compares.
 _PATH = click.Path(path_type=Path)
+# Help loads no NumPy: so the names stand here once more, and a test compares.
 TABLES = ("table1", "table2", "table3", "codecs", "figures")
 
 
@@ -25,14 +26,12 @@ TABLES = ("table1", "table2", "table3", "codecs", "figures")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Row to run, '2nn-iid-*' for some; several: again.")
 @click.option("--list", "as_list", is_flag=True, help="Only list the rows, and what the paper has for them.")
 @click.option("--data-dir", type=_PATH, help="Folder with mnist/, shakespeare/ and cifar10/.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/reproduce"), show_default=True, help="Results."
-)
+@click.option("--out", type=_PATH, default=Path("runs/reproduce"), show_default=True, help="Results.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of data, weights, cohorts and rounding.")
 @click.option("--rounds", type=click.IntRange(min=1), help="At most so many; by default 1.5 times the paper's.")
 @click.option("--target-accuracy", type=float, help="Stop there, where the paper's target takes too long.")
 @click.option("--lr", "learning_rate", type=float, help="Learning rate of the clients, in the place of the row's.")
-@click.option("--engine", type=click.Choice(("tff", "device")), default="tff", show_default=True, help="As simulate's.")
+@click.option("--engine", type=click.Choice(ENGINES), default="tff", show_default=True, help="As simulate's.")
 @click.option("--sweep", is_flag=True, help="Search the learning rate on a grid around the row's.")
 @click.option("--per-decade", type=click.Choice(("3", "6")), default="3", show_default=True, help="Rates of --sweep.")
 @JSON

@@ -46,13 +46,13 @@ class ClientWork:
             self.batch_size,
         )
         _check(
-            _is_number(self.learning_rate) and self.learning_rate > 0,
+            is_number(self.learning_rate) and self.learning_rate > 0,
             "learning_rate",
             "a finite number above 0",
             self.learning_rate,
         )
         _check(
-            _is_number(self.proximal) and self.proximal >= 0,
+            is_number(self.proximal) and self.proximal >= 0,
             "proximal",
             "a finite number of at least 0",
             self.proximal,
@@ -65,7 +65,7 @@ class ClientWork:
         )
         _check(isinstance(self.codec, str), "codec", "a codec's name", self.codec)
         _check(
-            self.deadline_seconds is None or (_is_number(self.deadline_seconds) and self.deadline_seconds > 0),
+            self.deadline_seconds is None or (is_number(self.deadline_seconds) and self.deadline_seconds > 0),
             "deadline_seconds",
             "a number above 0, or none",
             self.deadline_seconds,
@@ -115,7 +115,8 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is an integer or a float, and finite; True and False are neither."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,11 @@ from tff_sim.engines.device import DeviceEngine
 from tff_sim.engines.engine import Engine
 from tff_sim.engines.shared import SharedEngine
 from tff_sim.experiments.evaluation import Evaluator
+from tff_sim.federated_data import DataSpec, make_population
+from tff_sim.partition import deal
+from tff_sim.partition.schemes import Iid
 from tff_sim.plan import random_cohorts
+from tff_sim.population import DealtPopulation, Population
 from tff_sim.simulation import always, simulate
 from tff_sim.workers.local import local_worker
 
@@ -38,32 +42,24 @@ _CLIENTS, _EXAMPLES, _FRACTION = 100, 600, 0.1
 _WORK = ClientWork(epochs=1, batch_size=10, learning_rate=0.1)
 
 
-class Clients(Mapping[str, Examples]):
-    """Names, and examples that are copied from the whole when they are asked for."""
-
-    def __init__(self, train: Examples) -> None:
-        self._train = train
-        rng = np.random.default_rng(0)
-        count = _CLIENTS * _EXAMPLES
-        # Of a smaller data set each example is there several times: a round takes as long.
-        order = rng.permutation(np.resize(np.arange(len(train)), count))
-        self._hands = dict(zip(map(str, range(_CLIENTS)), np.split(order, _CLIENTS), strict=True))
-
-    def __getitem__(self, name: str) -> Examples:
-        return Examples(self._train.x[self._hands[name]], self._train.y[self._hands[name]])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._hands)
-
-    def __len__(self) -> int:
-        return len(self._hands)
+def load(data: str) -> tuple[Population, Examples]:
+    """The clients, and test examples: MNIST's as `pocketfed simulate` has them, or as many of the digits, enlarged."""
+    if data != "digits":
+        made = make_population(DataSpec("mnist", Path(data), Iid(), _CLIENTS))
+        return made.clients, made.test
+    digits = datasets.load("digits")
+    train, count = enlarged(digits.train), _CLIENTS * _EXAMPLES
+    # Each example is there several times: a round takes as long, and the memory is as much.
+    train = Examples(np.resize(train.x, (count, *train.x.shape[1:])), np.resize(train.y, count))
+    dataset = datasets.Dataset("digits", train, enlarged(digits.test))
+    return DealtPopulation(train, deal(dataset, Iid(), _CLIENTS, 0)), dataset.test
 
 
 def ours(
     context: contextlib.ExitStack,
     engine_name: str,
     spec: models.ModelSpec,
-    clients: Clients,
+    clients: Population,
     test: Examples,
     bundle: Path,
 ) -> Callable[[], object]:
@@ -75,12 +71,12 @@ def ours(
     else:
         engine = SharedEngine(build_fed_avg(spec, _WORK, open_bundle(bundle).initial_weights()))
     Evaluator(spec, test)(open_bundle(bundle).initial_weights())
-    plan = random_cohorts(list(clients), _FRACTION, 0)
+    plan = random_cohorts(clients.names, _FRACTION, 0)
     rounds = simulate(engine, always(clients), always(_WORK), plan, range(1, sys.maxsize))
     return lambda: next(rounds)
 
 
-def stock(context: contextlib.ExitStack, spec: models.ModelSpec, clients: Clients) -> Callable[[], object]:
+def stock(context: contextlib.ExitStack, spec: models.ModelSpec, clients: Population) -> Callable[[], object]:
     """The same round by TFF's own means."""
     context.callback(_end_children)  # TFF leaves its worker running
 
@@ -97,7 +93,7 @@ def stock(context: contextlib.ExitStack, spec: models.ModelSpec, clients: Client
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(_WORK.learning_rate),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
-    plan = random_cohorts(list(clients), _FRACTION, 0)
+    plan = random_cohorts(clients.names, _FRACTION, 0)
     state, number = process.initialize(), 0
 
     def step() -> None:
@@ -123,15 +119,7 @@ def _end_children() -> None:
 def main(engine: str, model: str, data: str, bundle: str) -> None:
     """Rounds, when they are asked for."""
     spec = models.get(model)
-    if data == "digits":
-        digits = datasets.load("digits")
-        train, test = enlarged(digits.train), enlarged(digits.test)
-        train = Examples(np.resize(train.x, (60_000, 28, 28, 1)), np.resize(train.y, 60_000))  # memory as MNIST's
-    else:
-        mnist = datasets.load("mnist", Path(data))
-        train, test = mnist.train, mnist.test
-        del mnist
-    clients = Clients(train)
+    clients, test = load(data)
     with contextlib.ExitStack() as context:
         if engine == "stock":
             take_turns(stock(context, spec, clients))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from device_runtime.errors import InputError
+from device_runtime.work import is_number
 
 
 def check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
@@ -23,7 +23,7 @@ def check_whole(option: str, value: Any, least: int) -> None:
 
 def check_number(option: str, value: Any, holds: Callable[[float], bool], expected: str) -> None:
     """Raise `InputError` unless it is a finite number for which `holds`."""
-    if not (_is_number(value) and holds(value)):
+    if not (is_number(value) and holds(value)):
         raise InputError(f"{option} should be {expected}, not {value!r}")
 
 
@@ -47,12 +47,3 @@ def check_goes_with(
     if parameter not in kinds[kind]:
         having = " or ".join(name for name, parameters in kinds.items() if parameter in parameters)
         raise InputError(f"{option} does not go with {kind_option} {kind}: leave it out, or choose {having}")
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer that no float holds
-        return False
