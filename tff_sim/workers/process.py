@@ -21,6 +21,9 @@ _KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+# Clients are trained side by side, so that a step which is also split over the cores waits for threads more than it
+# gains. It also makes a client's bits independent of how many cores there are.
+_ONE_THREAD_A_CLIENT = {"TF_NUM_INTRAOP_THREADS": "1"}
 
 
 @contextlib.contextmanager
@@ -39,7 +42,7 @@ def worker_process(listener: socket.socket) -> Iterator[tuple[subprocess.Popen[s
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, **_KEEP_MEMORY},
+        env={**_ONE_THREAD_A_CLIENT, **os.environ, **_KEEP_MEMORY},
         start_new_session=True,
         text=True,
     )
