@@ -91,7 +91,9 @@ def _decoding(codec: str, value_type: Any, inner: Any) -> Any:
 
 
 def _screened_aggregator(algorithm: Algorithm, update_type: Any) -> Any:
-    inner = _inner(algorithm, update_type)
+    if algorithm.aggregator == "mean":
+        return _mean(algorithm, update_type)
+    inner = build_robust_aggregator(algorithm, update_type)
 
     @tff.tensorflow.computation(update_type, np.float32)
     @tf.function
@@ -113,25 +115,60 @@ def _screened_aggregator(algorithm: Algorithm, update_type: Any) -> Any:
     return tff.templates.AggregationProcess(inner.initialize, next_fn)
 
 
-def screened(algorithm: Algorithm, update: Any, examples: tf.Tensor) -> Any:
+def _mean(algorithm: Algorithm, update_type: Any) -> Any:
+    """The mean of `tff.aggregators.MeanFactory`, to the bit, of what counts.
+
+    There, a client's update is multiplied in one computation, and each of what is summed takes another for each
+    client; here all is one, and one sum: of a small model's round, calls of TensorFlow are a large part.
+    """
+
+    @tff.tensorflow.computation(update_type, np.float32)
+    @tf.function
+    def weigh(update: Any, examples: Any) -> Any:
+        return screened(algorithm, update, examples, weighted=True)
+
+    @tff.tensorflow.computation(weigh.type_signature.result)
+    def divide(summed: Any) -> Any:
+        return [total / summed["weight"] for total in summed["update"]]
+
+    @tff.federated_computation
+    def initialize() -> Any:
+        return tff.federated_value((), tff.SERVER)
+
+    @tff.federated_computation(
+        initialize.type_signature.result,
+        tff.FederatedType(update_type, tff.CLIENTS),
+        tff.FederatedType(np.float32, tff.CLIENTS),
+    )
+    def next_fn(state: Any, updates: Any, examples: Any) -> Any:
+        summed = tff.federated_sum(tff.federated_map(weigh, (updates, examples)))
+        return tff.templates.MeasuredProcessOutput(state, tff.federated_map(divide, summed), summed.counts)
+
+    return tff.templates.AggregationProcess(initialize, next_fn)
+
+
+def screened(algorithm: Algorithm, update: Any, examples: tf.Tensor, weighted: bool = False) -> Any:
     """One client's update as it counts: its `update`, its `weight` in the mean, and `counts`.
 
     Args:
         algorithm: of the server.
         update: list of float32 tensors.
         examples: n_k, float32 [].
+        weighted: multiply the update by its weight.
     """
     finite = all_finite(update)
     counts, zeroed, clipped, scale = verdict(algorithm, finite, norm(update))
+    weight = tf.where(counts, examples if algorithm.weighted else 1.0, 0.0)
 
     def value(tensor: tf.Tensor) -> tf.Tensor:
         if algorithm.clip_norm is not None:
             tensor = tf.cast(tf.cast(tensor, tf.float64) * scale, tf.float32)
-        return tf.where(counts, tensor, 0.0)  # also with a weight of 0: 0 · NaN is NaN
+        return tensor * weight if weighted else tensor
 
     return collections.OrderedDict(
-        update=[value(tensor) for tensor in update],
-        weight=tf.where(counts, examples if algorithm.weighted else 1.0, 0.0),
+        # Not by its weight of 0: 0 · NaN is NaN.
+        update=tf.cond(counts, lambda: list(map(value, update)), lambda: list(map(tf.zeros_like, update))),
+        weight=weight,
         counts=collections.OrderedDict(
             clients=tf.cast(counts, tf.int32),
             examples=tf.where(counts, tf.cast(examples, tf.int64), 0),
@@ -164,13 +201,6 @@ def verdict(algorithm: Algorithm, finite: tf.Tensor, norm: tf.Tensor) -> tuple[t
         clipped = counts & (norm > algorithm.clip_norm)
         scale = tf.where(clipped, algorithm.clip_norm / norm, scale)
     return counts, zeroed, clipped, scale
-
-
-def _inner(algorithm: Algorithm, update_type: Any) -> Any:
-    """The aggregation of what counts: next(state, updates, weights), where a weight of 0 is no update."""
-    if algorithm.aggregator == "mean":
-        return tff.aggregators.MeanFactory().create(update_type, tff.TensorType(np.float32))
-    return build_robust_aggregator(algorithm, update_type)
 
 
 @tff.tensorflow.computation

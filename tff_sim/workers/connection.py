@@ -33,6 +33,7 @@ _GONE = (
 # No server has this method; any gRPC server that lives answers that it has not, at once and at no cost.
 _PING = "/pocketfed/Ping"
 _PING_SECONDS = 5.0
+_COMPUTATIONS = 16  # that a worker keeps
 
 
 class WorkerLostError(NetworkError):
@@ -93,11 +94,28 @@ class WorkerConnection:
         self._channel.close()
 
     def _executor(self, cardinalities: Any) -> Any:
-        executor = tff.framework.RemoteExecutor(self._stub, stream_structs=False)
+        executor = _Executor(self._stub, stream_structs=False)
         # A computation of the server alone carries no number of clients; the worker wants one.
         executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
         self._executors.append(executor)
         return executor
+
+
+class _Executor(tff.framework.RemoteExecutor):  # type: ignore[misc]
+    """Sends a computation to the worker once, where TFF sends it whenever it is called."""
+
+    def __init__(self, stub: Any, stream_structs: bool) -> None:
+        super().__init__(stub, stream_structs=stream_structs)
+        self._sent: dict[int, tuple[Any, Any]] = {}  # id → the computation, so that the id stays its own; the value
+
+    async def create_value(self, value: Any, type_spec: Any = None) -> Any:
+        if not isinstance(type_spec, tff.FunctionType):
+            return await super().create_value(value, type_spec)
+        if id(value) not in self._sent:
+            self._sent[id(value)] = value, await super().create_value(value, type_spec)
+            while len(self._sent) > _COMPUTATIONS:
+                self._sent.pop(next(iter(self._sent)))
+        return self._sent[id(value)][1]
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
@@ -125,7 +143,7 @@ class _WatchedChannel:
         self.subscribe = channel.subscribe
 
     def unary_unary(self, method: str, **serializers: Any) -> Callable[[Any], Any]:
-        start = self._channel.unary_unary(method, **serializers).future
+        start = self._channel.unary_unary(method, **serializers)
 
         def call(request: Any) -> Any:
             if self._error is not None:
@@ -144,13 +162,13 @@ class _WatchedChannel:
     def close(self) -> None:
         self._channel.close()
 
-    def _answer(self, start: Callable[..., Any], request: Any) -> Any:
+    def _answer(self, start: Any, request: Any) -> Any:
         try:
-            call = start(request, timeout=self._limit)
+            if self._silence is None:
+                return start(request, timeout=self._limit)  # without a thread of its own, which `future` starts
+            call = start.future(request, timeout=self._limit)
         except ValueError as error:  # so says gRPC where the channel is closed
             raise self._gone("the connection was closed") from error
-        if self._silence is None:
-            return call.result()
         while True:
             with contextlib.suppress(grpc.FutureTimeoutError):
                 return call.result(_PING_SECONDS)
