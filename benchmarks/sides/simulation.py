@@ -69,7 +69,7 @@ def ours(
     if engine_name == "device":
         engine = context.enter_context(DeviceEngine(bundle, _WORK))
     else:
-        engine = SharedEngine(build_fed_avg(spec, _WORK, open_bundle(bundle).initial_weights()))
+        engine = SharedEngine(build_fed_avg(spec, _WORK, open_bundle(bundle).initial_weights(), in_files=True))
     Evaluator(spec, test)(open_bundle(bundle).initial_weights())
     plan = random_cohorts(clients.names, _FRACTION, 0)
     rounds = simulate(engine, always(clients), always(_WORK), plan, range(1, sys.maxsize))

@@ -18,6 +18,7 @@ from tff_sim import build_fed_avg
 from tff_sim.engines.engine import ClientTask, Engine, EngineRound, ProcessEngine
 from tff_sim.engines.shared import SharedEngine
 from tff_sim.engines.shared_memory import SharedMemory
+from tff_sim.pixels import PixelExamples
 from tff_sim.plan import RoundPlan
 from tff_sim.simulation import always, simulate
 
@@ -42,9 +43,18 @@ def clients() -> dict[str, Examples]:
     }
 
 
+def _process(in_files: bool = True) -> Any:
+    return build_fed_avg(SPEC, WORK, models.initial_weights(SPEC, 0), in_files=in_files)
+
+
 @pytest.fixture(scope="module")
 def process() -> Any:
-    return build_fed_avg(SPEC, WORK, models.initial_weights(SPEC, 0))
+    return _process()
+
+
+@pytest.fixture(scope="module")
+def reference() -> ProcessEngine:
+    return ProcessEngine(_process(in_files=False))
 
 
 def _rounds(engine: Engine, clients: Mapping[str, Examples], work: ClientWork = WORK) -> list[EngineRound]:
@@ -52,8 +62,10 @@ def _rounds(engine: Engine, clients: Mapping[str, Examples], work: ClientWork = 
     return [done.result for done in simulate(engine, always(clients), always(work), plans.__getitem__, plans)]
 
 
-def test_its_rounds_are_those_of_the_process_to_the_bit(process: Any, clients: dict[str, Examples]) -> None:
-    wanted = _rounds(ProcessEngine(process), clients)
+def test_its_rounds_are_those_of_the_process_to_the_bit(
+    process: Any, reference: ProcessEngine, clients: dict[str, Examples]
+) -> None:
+    wanted = _rounds(reference, clients)
     got = _rounds(SharedEngine(process), clients)
     other = _rounds(SharedEngine(process), clients, replace(WORK, learning_rate=0.1))
     for one, two in zip(got, wanted, strict=True):
@@ -62,11 +74,24 @@ def test_its_rounds_are_those_of_the_process_to_the_bit(process: Any, clients: d
     assert other[-1].weights[0].tobytes() != got[-1].weights[0].tobytes()
 
 
-def test_examples_that_are_a_view_of_others_are_read_as_they_are(process: Any, clients: dict[str, Examples]) -> None:
+def test_bytes_of_images_become_the_numbers_that_the_process_takes(process: Any, reference: ProcessEngine) -> None:
+    rng = np.random.default_rng(1)
+    clients = {
+        name: PixelExamples(rng.integers(0, 256, (size, 8, 8, 1), np.uint8), rng.integers(0, 10, size, np.int32))
+        for name, size in {"large": 128, "few": 3, "single": 1}.items()
+    }
+    wanted, got = _rounds(reference, clients), _rounds(SharedEngine(process), clients)
+    assert [w.tobytes() for w in got[-1].weights] == [w.tobytes() for w in wanted[-1].weights]
+    assert got[-1].train_loss == wanted[-1].train_loss
+
+
+def test_examples_that_are_a_view_of_others_are_read_as_they_are(
+    process: Any, reference: ProcessEngine, clients: dict[str, Examples]
+) -> None:
     x, y = clients["large"].x, clients["large"].y
     views = clients | {"large": Examples(x[::-2], y[::-2])}
     copies = clients | {"large": Examples(x[::-2].copy(), y[::-2].copy())}
-    got, wanted = _rounds(SharedEngine(process), views), _rounds(ProcessEngine(process), copies)
+    got, wanted = _rounds(SharedEngine(process), views), _rounds(reference, copies)
     assert [w.tobytes() for w in got[-1].weights] == [w.tobytes() for w in wanted[-1].weights]
 
 
@@ -79,7 +104,7 @@ def test_memory_is_given_back_with_the_engine(process: Any, clients: dict[str, E
     before = descriptors()
     engine = SharedEngine(process)
     _rounds(engine, clients)
-    assert descriptors() == before + 2 * 3  # x and y of the largest cohort
+    assert descriptors() == before + 2 * 3  # two files a client, of the largest cohort
     del engine
     assert descriptors() == before
 

@@ -11,6 +11,7 @@ import collections
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -55,10 +56,7 @@ def client_element(examples: Examples, work: ClientWork, seed: int, factor: floa
     Raises:
         InputError: the client has no examples.
     """
-    if len(examples) == 0:
-        raise InputError("a client without examples can't take part in a round; leave it out of the cohort")
-    order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(work.epochs)]).astype(np.int32)
-    seeds = step_seeds(seed, order.size)  # enough for any batch size: a step has at least one example
+    order, seeds = client_order(examples, work, seed)
     return collections.OrderedDict(
         x=examples.x,
         y=examples.y,
@@ -68,3 +66,17 @@ def client_element(examples: Examples, work: ClientWork, seed: int, factor: floa
         factor=np.float32(factor),
         seed=np.int64(seed),
     )
+
+
+def client_order(
+    examples: Examples, work: ClientWork, seed: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """`order` and `seeds` of a `client_element`.
+
+    Raises:
+        InputError: the client has no examples.
+    """
+    if len(examples) == 0:
+        raise InputError("a client without examples can't take part in a round; leave it out of the cohort")
+    order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(work.epochs)]).astype(np.int32)
+    return order, step_seeds(seed, order.size)  # enough for any batch size: a step has at least one example

@@ -13,10 +13,11 @@ from models import ModelSpec, trained_variables
 from models.dropout import has_dropout
 from models.training import client_step
 from tff_sim.algorithms.client_data import client_data_type
+from tff_sim.algorithms.client_files import client_files_type, read_client
 from tff_sim.algorithms.client_model import client_model_builder
 
 
-def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> Any:
+def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork, in_files: bool = False) -> Any:
     """A `tff.learning.templates.ClientWorkProcess` for E epochs with batch size B.
 
     Its result is the pseudo-gradient, weights before minus weights after, with the number of examples n_k
@@ -29,16 +30,17 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
         spec: the model.
         weights_type: TFF's type of `tff.learning.models.ModelWeights` for it.
         work: batch size, proximal term and codec; epochs, order, seeds and learning rate come with the data.
+        in_files: a client's data are a sequence of the paths of its files (`tff_sim.algorithms.client_files`).
 
     Raises:
         ValueError: a layer draws random numbers that a device can't repeat.
     """
-    data_type = client_data_type(spec)
+    data_type = tff.SequenceType(client_files_type) if in_files else client_data_type(spec)
     build_model = client_model_builder(spec)
 
     @tff.tensorflow.computation(weights_type, data_type)
     def train(initial: Any, dataset: tf.data.Dataset) -> Any:
-        return _train_function(spec, build_model(), work)(initial.trainable, dataset)
+        return _train_function(spec, build_model(), work, in_files)(initial.trainable, dataset)
 
     @tff.federated_computation
     def initialize() -> Any:
@@ -57,7 +59,7 @@ def build_client_work(spec: ModelSpec, weights_type: Any, work: ClientWork) -> A
     return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
 
 
-def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) -> Any:
+def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork, in_files: bool) -> Any:
     has_dropout(model)  # refuses a random layer in one line, which AutoGraph would wrap into ten
     variables = trained_variables(model)
     slots = spec.optimizer.make_slots(model.trainable_variables)
@@ -68,6 +70,8 @@ def _train_function(spec: ModelSpec, model: tf.keras.Model, work: ClientWork) ->
             variable.assign(value)
         spec.optimizer.reset(slots)
         data = dataset.get_single_element()
+        if in_files:
+            data = read_client(spec, data)
         x, y, order, seeds = data["x"], data["y"], data["order"], data["seeds"]
         examples = tf.shape(x)[0]
         batch_size = examples if work.batch_size is None else work.batch_size

@@ -22,7 +22,13 @@ from tff_sim.algorithms.client_work import build_client_work
 from tff_sim.algorithms.server_optimizer import build_finalizer
 
 
-def build_fed_avg(spec: ModelSpec, work: ClientWork, initial_weights: Weights, algorithm: Algorithm = FED_AVG) -> Any:
+def build_fed_avg(
+    spec: ModelSpec,
+    work: ClientWork,
+    initial_weights: Weights,
+    algorithm: Algorithm = FED_AVG,
+    in_files: bool = False,
+) -> Any:
     """A `tff.learning.templates.LearningProcess`, to be used like those of `tff.learning.algorithms`.
 
     Its clients' data are made by `tff_sim.client_dataset`, one a client of the round's cohort:
@@ -40,12 +46,14 @@ def build_fed_avg(spec: ModelSpec, work: ClientWork, initial_weights: Weights, a
         work: batch size, proximal term and codec of the clients; epochs and learning rate come with their data.
         initial_weights: w_0, float32, in the order of `models.trained_variables`.
         algorithm: what the server makes of the clients' deltas.
+        in_files: clients find their examples in files that are told to them, as `SharedEngine` does; no client's data
+            goes through TFF then.
     """
     weights_type = _weights_type(initial_weights)
     return tff.learning.templates.compose_learning_process(
         _start(initial_weights),
         tff.learning.templates.build_broadcast_process(weights_type),
-        build_client_work(spec, weights_type, work),
+        build_client_work(spec, weights_type, work, in_files),
         build_aggregator(algorithm, work, weights_type.trainable),
         build_finalizer(algorithm.optimizer, weights_type),
     )

@@ -35,19 +35,12 @@ class Dataset:
         name: the loader's name.
         train, test: features [n, …] and labels [n, …] as models take them, each float32 or int32.
         owners: of the training examples; None where the data has no natural clients.
-        pixels: `train` with its images as uint8, which `from_pixels` makes those that models take; None for other data.
     """
 
     name: str
     train: Examples
     test: Examples
     owners: Owners | None = None
-    pixels: Examples | None = None
-
-
-def from_pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Bytes as numbers in [0, 1], float32."""
-    return np.divide(images, np.float32(255), dtype=np.float32)
 
 
 def owned(name: str, clients: Mapping[str, Examples], test: Examples) -> Dataset:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime.examples import Examples
-from tff_sim.datasets.dataset import Dataset, from_pixels
+from tff_sim.datasets.dataset import Dataset
 from tff_sim.datasets.files import require_folder
 from tff_sim.datasets.idx import read_idx
 from tff_sim.errors import DatasetError
+from tff_sim.pixels import PixelExamples
 
 _SIDE = 28
 
@@ -52,7 +52,7 @@ KIN: dict[str, Kin] = {
 
 
 def load(data_dir: Path, name: str = "mnist") -> Dataset:
-    """Images float32 [n, 28, 28, 1] in [0, 1], upright, and labels int32 [n] from 0 on.
+    """Images float32 [n, 28, 28, 1] in [0, 1], upright, kept as bytes (`PixelExamples`), and labels int32 [n] from 0 on.
 
     Args:
         data_dir: folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
@@ -65,12 +65,11 @@ def load(data_dir: Path, name: str = "mnist") -> Dataset:
     """
     kin = KIN[name]
     require_folder(data_dir, f"the four {kin.title} files")
-    pixels, test = (_part(data_dir, kin, prefix) for prefix in (kin.train, kin.test))
-    train, test = (Examples(from_pixels(part.x), part.y) for part in (pixels, test))
-    return Dataset(name, train, test, pixels=pixels)
+    train, test = (_part(data_dir, kin, prefix) for prefix in (kin.train, kin.test))
+    return Dataset(name, train, test)
 
 
-def _part(data_dir: Path, kin: Kin, prefix: str) -> Examples:
+def _part(data_dir: Path, kin: Kin, prefix: str) -> PixelExamples:
     image_path = _find(data_dir, kin, f"{prefix}-images-idx3-ubyte")
     label_path = _find(data_dir, kin, f"{prefix}-labels-idx1-ubyte")
     images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
@@ -84,7 +83,7 @@ def _part(data_dir: Path, kin: Kin, prefix: str) -> Examples:
             raise DatasetError(f"{label_path}: a label is {label}; expected {first} to {last}")
     if kin.transposed:
         images = images.transpose(0, 2, 1)
-    return Examples(images[..., None], labels.astype(np.int32) - np.int32(first))
+    return PixelExamples(images[..., None], labels.astype(np.int32) - np.int32(first))
 
 
 def _find(data_dir: Path, kin: Kin, name: str) -> Path:

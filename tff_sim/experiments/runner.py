@@ -162,8 +162,10 @@ class _Run:
                 with DeviceEngine(bundle, work, algorithm) as engine:
                     yield engine
             return
-        process = build_fed_avg(self.spec, work, initial, algorithm)
-        yield SharedEngine(process) if self.workers is None else ProcessEngine(process)
+        if self.workers is None:
+            yield SharedEngine(build_fed_avg(self.spec, work, initial, algorithm, in_files=True))
+        else:
+            yield ProcessEngine(build_fed_avg(self.spec, work, initial, algorithm))
 
     def _initial_weights(self) -> tuple[Weights, list[TensorSpec]]:
         model = models.seeded_model(self.spec, self.experiment.work.seed)

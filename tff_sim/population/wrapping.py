@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from device_runtime.examples import Examples
 from tff_sim.client_names import ClientNames
-from tff_sim.datasets.dataset import from_pixels
 from tff_sim.label_counts import Counts
+from tff_sim.pixels import PixelExamples
 from tff_sim.population.base import Population
 
 
@@ -39,4 +39,4 @@ class PixelPopulation(WrappedPopulation):
 
     def examples(self, number: int) -> Examples:
         kept = self._within.examples(number)
-        return Examples(from_pixels(kept.x), kept.y)
+        return PixelExamples(kept.x, kept.y)
