@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +45,16 @@ class PixelExamples(Examples):
     @cached_property
     def identity(self) -> str:
         digest = hashlib.sha256(describe(np.broadcast_to(np.float32(0), self.pixels.shape)).encode())
-        for start in range(0, len(self), _ROWS):
-            digest.update(np.ascontiguousarray(from_pixels(self.pixels[start : start + _ROWS])).data)
+        for x, _ in batches(self, _ROWS):
+            digest.update(np.ascontiguousarray(x).data)
         digest.update(describe(self.y).encode())
         digest.update(np.ascontiguousarray(self.y).data)
         return digest.hexdigest()
+
+
+def batches(examples: Examples, size: int) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """x and y of `size` examples after the other, the last may be fewer; of bytes, no more than these become floats."""
+    for start in range(0, len(examples), size):
+        rows = slice(start, start + size)
+        x = from_pixels(examples.pixels[rows]) if isinstance(examples, PixelExamples) else examples.x[rows]
+        yield x, examples.y[rows]

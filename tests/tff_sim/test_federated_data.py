@@ -16,10 +16,10 @@ from tff_sim import datasets
 from tff_sim.federated_data import DataSpec, make_partition, make_population
 from tff_sim.partition import partition, scheme
 from tff_sim.partition.file import save_partition
+from tff_sim.pixels import PixelExamples
 from tff_sim.population import Growth, Population
 from tff_sim.population.export import export_files, export_packed
 from tff_sim.population.figure import client_shares, population_figure
-from tff_sim.pixels import PixelExamples
 from tff_sim.population.wrapping import PixelPopulation
 
 

@@ -52,7 +52,7 @@ KIN: dict[str, Kin] = {
 
 
 def load(data_dir: Path, name: str = "mnist") -> Dataset:
-    """Images float32 [n, 28, 28, 1] in [0, 1], upright, kept as bytes (`PixelExamples`), and labels int32 [n] from 0 on.
+    """Images float32 [n, 28, 28, 1] in [0, 1], upright, kept as bytes, and labels int32 [n] from 0 on.
 
     Args:
         data_dir: folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,

@@ -10,6 +10,7 @@ from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from models import ModelSpec, trained_variables
 from models.training import evaluation_sums
+from tff_sim.pixels import batches
 
 _BATCH = 500
 
@@ -37,10 +38,8 @@ class Evaluator:
         for variable, value in zip(trained_variables(self._model), weights, strict=True):
             variable.assign(value)
         loss = measured = count = 0.0
-        for start in range(0, len(self._test), _BATCH):
-            sums = self._sums(
-                tf.constant(self._test.x[start : start + _BATCH]), tf.constant(self._test.y[start : start + _BATCH])
-            )
+        for x, y in batches(self._test, _BATCH):
+            sums = self._sums(tf.constant(x), tf.constant(y))
             loss += float(sums[0])
             measured += float(sums[1])
             count += float(sums[2])

@@ -34,6 +34,7 @@ _GONE = (
 _PING = "/pocketfed/Ping"
 _PING_SECONDS = 5.0
 _COMPUTATIONS = 16  # that a worker keeps
+_DISPOSED_TOGETHER = 4  # values; a round leaves as many, and holds on to all that it was made of
 
 
 class WorkerLostError(NetworkError):
@@ -101,11 +102,11 @@ class WorkerConnection:
         return executor
 
 
-class _Executor(tff.framework.RemoteExecutor):  # type: ignore[misc]
+class _Executor(tff.framework.RemoteExecutor):
     """Sends a computation to the worker once, where TFF sends it whenever it is called."""
 
     def __init__(self, stub: Any, stream_structs: bool) -> None:
-        super().__init__(stub, stream_structs=stream_structs)
+        super().__init__(stub, _DISPOSED_TOGETHER, stream_structs)
         self._sent: dict[int, tuple[Any, Any]] = {}  # id → the computation, so that the id stays its own; the value
 
     async def create_value(self, value: Any, type_spec: Any = None) -> Any:

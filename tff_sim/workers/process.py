@@ -20,6 +20,8 @@ _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
+    # Part of each arena is never given back, and no more than one thread a core allocates at a time.
+    "MALLOC_ARENA_MAX": str(len(os.sched_getaffinity(0))),
 }
 # Clients are trained side by side, so that a step which is also split over the cores waits for threads more than it
 # gains. It also makes a client's bits independent of how many cores there are.
