@@ -11,7 +11,9 @@ def build() -> tf.keras.Model:
     """conv 5×5×32, pool 2×2, conv 5×5×64, pool 2×2, dense 512, dense 10; padding same, ReLU."""
     layers = tf.keras.layers
     last = {"data_format": "channels_last"}  # whatever a user's keras.json says
-    same = {"padding": "same", "activation": "relu", "kernel_initializer": "he_normal", **last}
+    # Glorot's initial weights, Keras' own: with He's, larger ones, the first rounds of FedAvg are lost at the learning
+    # rates that are best later, and 99 % on MNIST takes a third more rounds.
+    same = {"padding": "same", "activation": "relu", **last}
     return tf.keras.Sequential(
         [
             layers.Input((28, 28, 1)),
@@ -20,7 +22,7 @@ def build() -> tf.keras.Model:
             layers.Conv2D(64, 5, **same, name="conv_2"),
             layers.MaxPool2D(**last),
             layers.Flatten(**last),
-            layers.Dense(512, "relu", kernel_initializer="he_normal", name="hidden"),
+            layers.Dense(512, "relu", name="hidden"),
             layers.Dense(10, name="logits"),
         ],
         name="mnist_cnn",
