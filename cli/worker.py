@@ -14,7 +14,15 @@ import click
     metavar="ADDRESS",
     help="Address of this machine to listen on; 0.0.0.0 for all of them.",
 )
-def worker(port: int, bind: str) -> None:
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Of each client's training. A worker trains its clients side by side, one a core; more threads are for"
+    " machines with more cores than clients in their share of a round.",
+)
+def worker(port: int, bind: str, threads: int) -> None:
     """Compute for a simulation that runs elsewhere, until Ctrl-C or SIGTERM.
 
     Whoever can connect can run any TensorFlow program here as this user: bind it to a private network's address only.
@@ -29,5 +37,9 @@ def worker(port: int, bind: str) -> None:
     from tff_sim.workers.service import run_worker
 
     run_worker(
-        bind, port, lambda address: click.echo(f"listening on {address}"), lambda line: click.echo(line, err=True)
+        bind,
+        port,
+        threads,
+        ready=lambda address: click.echo(f"listening on {address}"),
+        notice=lambda line: click.echo(line, err=True),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -121,3 +123,37 @@ def test_what_is_written_is_what_the_path_holds() -> None:
     for arrays in ([np.arange(6, dtype=np.int32).reshape(2, 3).T, np.ones(2, np.float32)], [np.zeros(0)], [np.ones(1)]):
         memory.write(arrays)
         assert Path(memory.path).read_bytes() == b"".join(array.tobytes() for array in arrays)
+
+
+LIMITED = """
+import os, resource, sys
+import numpy as np
+from device_runtime.errors import InputError
+from tff_sim.engines.shared_memory import SharedMemory
+soft, hard = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+try:
+    memory = [SharedMemory() for _ in range(100)]
+    memory[-1].write([np.arange(3, dtype=np.uint8)])
+    print(open(memory[-1].path, "rb").read())
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (("30", "200"), r"b'\x00\x01\x02'"),
+        (
+            ("30", "60"),
+            "a round's clients need several open files each, and a process may have 60: lower --fraction, or raise the"
+            " limit ('ulimit -Hn')",
+        ),
+    ],
+)
+def test_more_files_than_a_process_may_have_at_first(limits: tuple[str, str], said: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, *limits], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout.strip() == said

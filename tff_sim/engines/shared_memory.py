@@ -6,13 +6,17 @@ path below /proc. So nothing is left of it when this process ends, whatever ends
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from device_runtime.errors import InputError
 
 
 class SharedMemory:
@@ -23,7 +27,7 @@ class SharedMemory:
     """
 
     def __init__(self) -> None:
-        self._descriptor = os.memfd_create("pocketfed")
+        self._descriptor = _memory_file()
         self._size = 0
         self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         weakref.finalize(self, os.close, self._descriptor)
@@ -47,3 +51,21 @@ class SharedMemory:
                 rest, end = rest[written:], end + written
         self._size = max(self._size, end)
         self.resize(end)
+
+
+def _memory_file() -> int:
+    try:
+        return os.memfd_create("pocketfed")
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    # A thousand are usual for those who do not ask for more.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        return os.memfd_create("pocketfed")
+    except OSError as error:
+        raise InputError(
+            f"a round's clients need several open files each, and a process may have {most}: lower --fraction, or raise"
+            " the limit ('ulimit -Hn')"
+        ) from error

@@ -32,21 +32,22 @@ _LONGEST_SOCKET_PATH = 100  # the system allows 107 bytes
 
 
 @contextlib.contextmanager
-def local_worker(notice: Notice = to_stderr) -> Iterator[None]:
+def local_worker(notice: Notice = to_stderr, threads: int = 1) -> Iterator[None]:
     """Run TFF's computations in a worker process of their own for the time of the `with` block.
 
     Args:
         notice: told, in a line, where the system can't keep the worker from the network.
+        threads: of each client's training; clients are trained side by side (`tff_sim.workers.process.threads_for`).
 
     Raises:
         NetworkError: the worker did not start within a minute, or it ended in the middle of the work.
     """
-    with local_context(notice) as context, tff.framework.get_context_stack().install(context):
+    with local_context(notice, threads) as context, tff.framework.get_context_stack().install(context):
         yield
 
 
 @contextlib.contextmanager
-def local_context(notice: Notice) -> Iterator[Any]:
+def local_context(notice: Notice, threads: int = 1) -> Iterator[Any]:
     """The TFF context of `local_worker`, without making it the current one."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pocketfed-", dir=_short_folder()))
@@ -54,7 +55,7 @@ def local_context(notice: Notice) -> Iterator[Any]:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(path))
         listener.listen()
-        process, warning = stack.enter_context(worker_process(listener))
+        process, warning = stack.enter_context(worker_process(listener, threads))
         if warning is not None and not os.environ.get(OPEN_WORKER):
             notice(warning)
         connection = WorkerConnection(f"unix:{path}", lost=lambda reason: _ended(process, reason))

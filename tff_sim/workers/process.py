@@ -23,17 +23,26 @@ _KEEP_MEMORY = {
     # Part of each arena is never given back, and no more than one thread a core allocates at a time.
     "MALLOC_ARENA_MAX": str(len(os.sched_getaffinity(0))),
 }
-# Clients are trained side by side, so that a step which is also split over the cores waits for threads more than it
-# gains. It also makes a client's bits independent of how many cores there are.
-_ONE_THREAD_A_CLIENT = {"TF_NUM_INTRAOP_THREADS": "1"}
+
+
+def threads_for(clients: int) -> int:
+    """How many threads each of so many clients should be trained on, for all cores of this machine to be at work.
+
+    They are trained side by side. Were each also split over all cores, it would wait for threads more than it gains.
+    """
+    return max(len(os.sched_getaffinity(0)) // clients, 1)
 
 
 @contextlib.contextmanager
-def worker_process(listener: socket.socket) -> Iterator[tuple[subprocess.Popen[str], str | None]]:
+def worker_process(listener: socket.socket, threads: int) -> Iterator[tuple[subprocess.Popen[str], str | None]]:
     """A worker that serves what connects to a listening socket, for the time of the `with` block.
 
     Does not import TensorFlow Federated. Yields the process, and a warning of one line where the system permits no
     network namespace, so that the worker is open to the network; None where nothing but the socket leads to it.
+
+    Args:
+        listener: the socket.
+        threads: of each client's training, whose last bits can depend on it.
     """
     port = free_port()
     program = [str(worker_program()), f"--port={port}"]
@@ -44,7 +53,7 @@ def worker_process(listener: socket.socket) -> Iterator[tuple[subprocess.Popen[s
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**_ONE_THREAD_A_CLIENT, **os.environ, **_KEEP_MEMORY},
+        env={**os.environ, **_KEEP_MEMORY, "TF_NUM_INTRAOP_THREADS": str(threads)},
         start_new_session=True,
         text=True,
     )

@@ -33,9 +33,11 @@ from tff_sim.workers.notices import Notice, to_stderr
 _POLL_SECONDS = 0.05
 
 
-def computing_on(workers: Workers | None, notice: Notice = to_stderr) -> contextlib.AbstractContextManager[None]:
-    """`remote_workers` where there are any, else `local_worker`."""
-    return local_worker(notice) if workers is None else remote_workers(workers, notice)
+def computing_on(
+    workers: Workers | None, threads: int, notice: Notice = to_stderr
+) -> contextlib.AbstractContextManager[None]:
+    """`remote_workers` where there are any, else `local_worker` with so many threads a client."""
+    return local_worker(notice, threads) if workers is None else remote_workers(workers, notice)
 
 
 @contextlib.contextmanager

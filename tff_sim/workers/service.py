@@ -16,11 +16,12 @@ from tff_sim.workers.process import worker_process
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
 
 
-def run_worker(host: str, port: int, ready: Callable[[Address], None], notice: Notice) -> None:
+def run_worker(host: str, port: int, threads: int, ready: Callable[[Address], None], notice: Notice) -> None:
     """Serve until SIGTERM; Ctrl-C raises as ever.
 
     Args:
         host, port: where to listen; port 0 takes a free one.
+        threads: of each client's training.
         ready: called with the address when connections are accepted.
         notice: told where the system can't keep other addresses from the worker.
 
@@ -28,7 +29,7 @@ def run_worker(host: str, port: int, ready: Callable[[Address], None], notice: N
         InputError: the address is none of this machine, or the port is taken.
         NetworkError: the worker's process ended.
     """
-    with _listen(host, port) as listener, worker_process(listener) as (process, warning):
+    with _listen(host, port) as listener, worker_process(listener, threads) as (process, warning):
         if warning is not None and host not in _EVERYWHERE:
             notice(warning)
         before = signal.signal(signal.SIGTERM, _end)
