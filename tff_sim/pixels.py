@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ def from_pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 class PixelExamples(Examples):
-    """Examples whose `x` is made of bytes when somebody asks for it.
+    """Examples whose `x` is made of bytes when somebody asks for it, and is kept then.
 
     Attributes:
         pixels: uint8 [n, …].
@@ -39,22 +38,30 @@ class PixelExamples(Examples):
     def x(self) -> npt.NDArray[np.float32]:
         return from_pixels(self.pixels)
 
-    def __len__(self) -> int:
-        return len(self.pixels)
-
     @cached_property
     def identity(self) -> str:
         digest = hashlib.sha256(describe(np.broadcast_to(np.float32(0), self.pixels.shape)).encode())
-        for x, _ in batches(self, _ROWS):
-            digest.update(np.ascontiguousarray(x).data)
+        for part in batches(self, _ROWS):
+            digest.update(np.ascontiguousarray(part.x).data)
         digest.update(describe(self.y).encode())
         digest.update(np.ascontiguousarray(self.y).data)
         return digest.hexdigest()
 
+    def __len__(self) -> int:
+        return len(self.pixels)
 
-def batches(examples: Examples, size: int) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """x and y of `size` examples after the other, the last may be fewer; of bytes, no more than these become floats."""
+    def __repr__(self) -> str:
+        return f"PixelExamples(pixels={describe(self.pixels)}, y={describe(self.y)})"
+
+
+def rows(examples: Examples, index: slice | npt.NDArray[np.int64]) -> Examples:
+    """Some of the examples; bytes stay bytes."""
+    if isinstance(examples, PixelExamples):
+        return PixelExamples(examples.pixels[index], examples.y[index])
+    return Examples(examples.x[index], examples.y[index])
+
+
+def batches(examples: Examples, size: int) -> Iterator[Examples]:
+    """`size` examples after the other; the last may be fewer."""
     for start in range(0, len(examples), size):
-        rows = slice(start, start + size)
-        x = from_pixels(examples.pixels[rows]) if isinstance(examples, PixelExamples) else examples.x[rows]
-        yield x, examples.y[rows]
+        yield rows(examples, slice(start, start + size))

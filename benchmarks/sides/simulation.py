@@ -25,7 +25,6 @@ from device_runtime.bundle import open_bundle
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork
 from tff_sim import datasets
-from tff_sim.algorithms.fed_avg import build_fed_avg
 from tff_sim.engines.device import DeviceEngine
 from tff_sim.engines.engine import Engine
 from tff_sim.engines.shared import SharedEngine
@@ -69,7 +68,7 @@ def ours(
     if engine_name == "device":
         engine = context.enter_context(DeviceEngine(bundle, _WORK))
     else:
-        engine = SharedEngine(build_fed_avg(spec, _WORK, open_bundle(bundle).initial_weights(), in_files=True))
+        engine = SharedEngine(spec, _WORK, open_bundle(bundle).initial_weights())
     Evaluator(spec, test)(open_bundle(bundle).initial_weights())
     plan = random_cohorts(clients.names, _FRACTION, 0)
     rounds = simulate(engine, always(clients), always(_WORK), plan, range(1, sys.maxsize))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -167,6 +168,13 @@ def test_simulate_without_tff(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert _line(["simulate", "--out", str(tmp_path / "run")], 2, capsys) == message
     assert _line(["worker"], 2, capsys) == message
+
+
+def test_what_linux_alone_has_is_not_needed_to_say_so() -> None:
+    """The message of `test_simulate_without_tff` comes after these imports."""
+    script = "import os; del os.sched_getaffinity, os.memfd_create; import tff_sim.experiments.runner, cli.worker"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_export_of_an_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import tensorflow as tf
 
 import models
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.work import ClientWork
+from models import ModelSpec
 from tff_sim import build_fed_avg
 from tff_sim.engines.engine import ClientTask, Engine, EngineRound, ProcessEngine
 from tff_sim.engines.shared import SharedEngine
@@ -45,18 +48,14 @@ def clients() -> dict[str, Examples]:
     }
 
 
-def _process(in_files: bool = True) -> Any:
-    return build_fed_avg(SPEC, WORK, models.initial_weights(SPEC, 0), in_files=in_files)
-
-
 @pytest.fixture(scope="module")
-def process() -> Any:
-    return _process()
+def engine() -> SharedEngine:
+    return SharedEngine(SPEC, WORK, models.initial_weights(SPEC, 0))
 
 
 @pytest.fixture(scope="module")
 def reference() -> ProcessEngine:
-    return ProcessEngine(_process(in_files=False))
+    return ProcessEngine(build_fed_avg(SPEC, WORK, models.initial_weights(SPEC, 0)))
 
 
 def _rounds(engine: Engine, clients: Mapping[str, Examples], work: ClientWork = WORK) -> list[EngineRound]:
@@ -65,55 +64,126 @@ def _rounds(engine: Engine, clients: Mapping[str, Examples], work: ClientWork = 
 
 
 def test_its_rounds_are_those_of_the_process_to_the_bit(
-    process: Any, reference: ProcessEngine, clients: dict[str, Examples]
+    engine: SharedEngine, reference: ProcessEngine, clients: dict[str, Examples]
 ) -> None:
     wanted = _rounds(reference, clients)
-    got = _rounds(SharedEngine(process), clients)
-    other = _rounds(SharedEngine(process), clients, replace(WORK, learning_rate=0.1))
-    for one, two in zip(got, wanted, strict=True):
-        assert [w.tobytes() for w in one.weights] == [w.tobytes() for w in two.weights]
-        assert replace(one, weights=(), state=None) == replace(two, weights=(), state=None)
+    got = _rounds(engine, clients)
+    other = _rounds(engine, clients, replace(WORK, learning_rate=0.1))
+    _assert_equal(got, wanted)
     assert other[-1].weights[0].tobytes() != got[-1].weights[0].tobytes()
 
 
-def test_bytes_of_images_become_the_numbers_that_the_process_takes(process: Any, reference: ProcessEngine) -> None:
+def _assert_equal(got: list[EngineRound], wanted: list[EngineRound]) -> None:
+    for one, two in zip(got, wanted, strict=True):
+        assert math.isfinite(one.train_loss)
+        assert [w.tobytes() for w in one.weights] == [w.tobytes() for w in two.weights]
+        assert replace(one, weights=(), state=None) == replace(two, weights=(), state=None)
+
+
+def _with_dropout() -> tf.keras.Model:
+    layers = tf.keras.layers
+    return tf.keras.Sequential(
+        [layers.Input((8, 8, 1)), layers.Flatten(), layers.Dropout(0.5), layers.Dense(10, name="logits")]
+    )
+
+
+def _of_text() -> tf.keras.Model:
+    layers = tf.keras.layers
+    return tf.keras.Sequential([layers.Input((4,), dtype="int32"), layers.Embedding(9, 5), layers.Dense(9)])
+
+
+TEXT = replace(SPEC, build=_of_text, input=tf.TensorSpec((None, 4), tf.int32), label=tf.TensorSpec((None, 4), tf.int32))
+
+
+@pytest.mark.parametrize(
+    ("spec", "work"),
+    [
+        (SPEC, replace(WORK, batch_size=None)),
+        (SPEC, replace(WORK, codec="q8")),
+        (replace(SPEC, build=_with_dropout), WORK),
+        (TEXT, WORK),
+    ],
+    ids=["one batch", "encoded", "dropout", "text"],
+)
+def test_so_are_those_of_other_work_and_other_models(spec: ModelSpec, work: ClientWork) -> None:
+    rng = np.random.default_rng(2)
+
+    def examples(size: int) -> Examples:
+        if spec is TEXT:
+            return Examples(*rng.integers(0, 9, (2, size, 4), np.int32))
+        return Examples(rng.random((size, 8, 8, 1), np.float32), rng.integers(0, 10, size, np.int32))
+
+    clients = {"large": examples(13), "few": examples(3), "single": examples(1)}
+    weights = models.initial_weights(spec, 0)
+    wanted = _rounds(ProcessEngine(build_fed_avg(spec, work, weights)), clients, work)
+    _assert_equal(_rounds(SharedEngine(spec, work, weights), clients, work), wanted)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bytes_of_images_become_the_numbers_that_the_process_takes(
+    engine: SharedEngine, reference: ProcessEngine, transposed: bool
+) -> None:
     rng = np.random.default_rng(1)
+
+    def images(size: int) -> npt.NDArray[np.uint8]:
+        values = rng.integers(0, 256, (size, 8, 8, 1), np.uint8)
+        return values.transpose(0, 2, 1, 3) if transposed else values
+
     clients = {
-        name: PixelExamples(rng.integers(0, 256, (size, 8, 8, 1), np.uint8), rng.integers(0, 10, size, np.int32))
+        name: PixelExamples(images(size), rng.integers(0, 10, size, np.int32))
         for name, size in {"large": 128, "few": 3, "single": 1}.items()
     }
-    wanted, got = _rounds(reference, clients), _rounds(SharedEngine(process), clients)
-    assert [w.tobytes() for w in got[-1].weights] == [w.tobytes() for w in wanted[-1].weights]
-    assert got[-1].train_loss == wanted[-1].train_loss
+    _assert_equal(_rounds(engine, clients), _rounds(reference, clients))
 
 
 def test_examples_that_are_a_view_of_others_are_read_as_they_are(
-    process: Any, reference: ProcessEngine, clients: dict[str, Examples]
+    engine: SharedEngine, reference: ProcessEngine, clients: dict[str, Examples]
 ) -> None:
     x, y = clients["large"].x, clients["large"].y
     views = clients | {"large": Examples(x[::-2], y[::-2])}
     copies = clients | {"large": Examples(x[::-2].copy(), y[::-2].copy())}
-    got, wanted = _rounds(SharedEngine(process), views), _rounds(reference, copies)
-    assert [w.tobytes() for w in got[-1].weights] == [w.tobytes() for w in wanted[-1].weights]
+    _assert_equal(_rounds(engine, views), _rounds(reference, copies))
 
 
-def test_memory_is_given_back_with_the_engine(process: Any, clients: dict[str, Examples]) -> None:
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        (
+            Examples(np.zeros((2, 8, 8, 1)), np.zeros(2, np.int32)),
+            "model 'digits_mlp' takes float32[None, 8, 8, 1], and the examples of 'one' have float64[1, 8, 8, 1]",
+        ),
+        (
+            Examples(np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int64)),
+            "model 'digits_mlp' takes int32[None], and the examples of 'one' have int64[1]",
+        ),
+        (
+            PixelExamples(np.zeros((2, 28, 28, 1), np.uint8), np.zeros(2, np.int32)),
+            "model 'digits_mlp' takes float32[None, 8, 8, 1], and the examples of 'one' have float32[1, 28, 28, 1]",
+        ),
+    ],
+)
+def test_examples_of_another_model_are_refused(engine: SharedEngine, examples: Examples, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        engine.round(engine.initialize(), WORK, [ClientTask("one", examples, 0)])
+    assert str(caught.value) == said
+
+
+def test_memory_is_given_back_with_the_engine(clients: dict[str, Examples]) -> None:
     def descriptors() -> int:
         return sum(
             "memfd:pocketfed" in str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()
         )
 
     before = descriptors()
-    engine = SharedEngine(process)
+    engine = SharedEngine(SPEC, WORK, models.initial_weights(SPEC, 0))
     _rounds(engine, clients)
     assert descriptors() == before + 2 * 3  # two files a client, of the largest cohort
     del engine
     assert descriptors() == before
 
 
-def test_a_client_without_examples_is_refused(process: Any) -> None:
+def test_a_client_without_examples_is_refused(engine: SharedEngine) -> None:
     nothing = Examples(np.zeros((0, 8, 8, 1), np.float32), np.zeros(0, np.int32))
-    engine = SharedEngine(process)
     with pytest.raises(InputError, match=r"^a client without examples can't take part in a round"):
         engine.round(engine.initialize(), WORK, [ClientTask("nobody", nothing, 0)])
 

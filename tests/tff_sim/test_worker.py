@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import re
 import signal
@@ -12,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow_federated as tff
 
 from device_runtime.errors import NetworkError
 from tff_sim import local_worker
-from tff_sim.workers import local, process
+from tff_sim.workers import connection, local, process
 
 TIMEOUT = 600.0
 
@@ -198,3 +201,70 @@ def test_ctrl_c_ends_the_run_in_one_line_and_keeps_the_finished_rounds(
     assert all(None not in row.values() for row in rows)
     assert (out / "weights.safetensors").is_file()
     assert not (out / "summary.json").exists()
+
+
+@tff.tensorflow.computation(np.int32)
+def _doubled(value: Any) -> Any:
+    return value * 2
+
+
+@tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS))
+def _sum_of_doubled(values: Any) -> Any:
+    return tff.federated_sum(tff.federated_map(_doubled, values))
+
+
+def _adding(number: int) -> Any:
+    @tff.tensorflow.computation(np.int32)
+    def add(value: Any) -> Any:
+        return value + number
+
+    return add
+
+
+def test_a_computation_is_sent_once_for_each_number_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = list[int]()
+    create_value = connection._Stub.create_value
+
+    def watch(self: Any, request: Any) -> Any:
+        sent.append(request.value.WhichOneof("value") == "computation")
+        return create_value(self, request)
+
+    monkeypatch.setattr(connection._Stub, "create_value", watch)
+    with local_worker():
+        assert [_sum_of_doubled([1, 2]), _sum_of_doubled([3, 4]), _sum_of_doubled([5])] == [6, 14, 10]
+    # Each round's clients, and the computation only before a number of clients comes up for the first time.
+    assert sent == [False, True, False, False, True]
+
+
+def test_more_computations_and_numbers_of_clients_than_are_kept() -> None:
+    computations = [_adding(number) for number in range(connection._COMPUTATIONS + 4)]
+    with local_worker():
+        for _ in range(2):
+            assert [add(1) for add in computations] == list(range(1, len(computations) + 1))
+        for clients in (*range(1, connection._EXECUTORS + 4), 1):
+            assert _sum_of_doubled([1] * clients) == 2 * clients
+
+
+def test_nothing_of_a_worker_is_left_in_the_process_that_used_it() -> None:
+    def executors() -> int:
+        gc.collect()
+        return sum(isinstance(thing, connection._Executor) for thing in gc.get_objects())
+
+    before = executors()
+    with local_worker():
+        assert _sum_of_doubled([1, 2]) == 6
+        assert executors() == before + 1
+    assert executors() == before
+
+
+@pytest.mark.parametrize(("clients", "threads"), [(1, 2), (2, 1), (3, 1), (1000, 1)])
+def test_all_cores_are_shared_among_the_clients(clients: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert process.threads_for(clients) == threads
+
+
+def test_a_worker_trains_each_client_on_so_many_threads(workers_of: Callable[[int], set[int]]) -> None:
+    before = workers_of(os.getpid())
+    with local_worker(threads=3):
+        (mine,) = workers_of(os.getpid()) - before
+        assert b"TF_NUM_INTRAOP_THREADS=3" in Path(f"/proc/{mine}/environ").read_bytes().split(b"\0")

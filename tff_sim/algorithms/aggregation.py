@@ -166,7 +166,7 @@ def screened(algorithm: Algorithm, update: Any, examples: tf.Tensor, weighted: b
         return tensor * weight if weighted else tensor
 
     return collections.OrderedDict(
-        # Not by its weight of 0: 0 · NaN is NaN.
+        # Zeros, and not the update times its weight of 0: 0 · NaN is NaN.
         update=tf.cond(counts, lambda: list(map(value, update)), lambda: list(map(tf.zeros_like, update))),
         weight=weight,
         counts=collections.OrderedDict(

@@ -21,7 +21,7 @@ from tff_sim.algorithms.client_data import client_order
 from tff_sim.pixels import WHITE, PixelExamples
 
 FILES = 2
-_WHOLE = _REAL = 3  # numbers at the start of the second file
+_INTEGERS = _FLOATS = 3  # at the start of the second file
 
 client_files_type = tff.TensorType(np.str_, [FILES])
 
@@ -30,29 +30,29 @@ def file_contents(examples: Examples, work: ClientWork, seed: int, factor: float
     """The arrays of each file. The arguments are those of `client_element`."""
     order, seeds = client_order(examples, work, seed)
     features, divisor = (examples.pixels, WHITE) if isinstance(examples, PixelExamples) else (examples.x, 0)
-    whole = np.array([len(examples), work.epochs, seed], np.int64)
-    real = np.array([work.learning_rate, factor, divisor], np.float32)
-    return [[features], [whole, real, order, seeds, examples.y]]
+    integers = np.array([len(examples), work.epochs, seed], np.int64)
+    floats = np.array([work.learning_rate, factor, divisor], np.float32)
+    return [[features], [integers, floats, order, seeds, examples.y]]
 
 
 def read_client(spec: ModelSpec, files: tf.Tensor) -> dict[str, tf.Tensor]:
     """The `client_element` of the files of these paths, string [2]; for use inside a `tf.function`."""
     features, rest = tf.io.read_file(files[0]), _Reader(tf.io.read_file(files[1]))
-    whole, real = rest.take(tf.int64, _WHOLE), rest.take(tf.float32, _REAL)
-    examples, epochs = tf.cast(whole[0], tf.int32), tf.cast(whole[1], tf.int32)
+    integers, floats = rest.take(tf.int64, _INTEGERS), rest.take(tf.float32, _FLOATS)
+    examples, epochs = tf.cast(integers[0], tf.int32), tf.cast(integers[1], tf.int32)
     order, seeds = rest.take(tf.int32, epochs * examples), rest.take(tf.int32, epochs * examples)
     if spec.input.dtype == tf.float32:
-        x = tf.cond(real[2] > 0, lambda: _divided(features, real[2]), lambda: _decoded(features, tf.float32))
+        x = tf.cond(floats[2] > 0, lambda: _divided(features, floats[2]), lambda: _decoded(features, tf.float32))
     else:
         x = _decoded(features, spec.input.dtype)
     return {
-        "x": tf.reshape(x, [-1, *spec.input.shape[1:]]),
-        "y": tf.reshape(rest.remainder(spec.label.dtype), [-1, *spec.label.shape[1:]]),
+        "x": tf.reshape(x, [examples, *spec.input.shape[1:]]),
+        "y": tf.reshape(rest.remainder(spec.label.dtype), [examples, *spec.label.shape[1:]]),
         "order": tf.reshape(order, [epochs, examples]),
         "seeds": seeds,
-        "learning_rate": real[0],
-        "factor": real[1],
-        "seed": whole[2],
+        "learning_rate": floats[0],
+        "factor": floats[1],
+        "seed": integers[2],
     }
 
 

@@ -46,8 +46,7 @@ def build_fed_avg(
         work: batch size, proximal term and codec of the clients; epochs and learning rate come with their data.
         initial_weights: w_0, float32, in the order of `models.trained_variables`.
         algorithm: what the server makes of the clients' deltas.
-        in_files: clients find their examples in files that are told to them, as `SharedEngine` does; no client's data
-            goes through TFF then.
+        in_files: the clients' data are paths of files instead, as `tff_sim.engines.shared.SharedEngine` makes them.
     """
     weights_type = _weights_type(initial_weights)
     return tff.learning.templates.compose_learning_process(

@@ -13,34 +13,57 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from device_runtime.errors import InputError
+from device_runtime.tensors import Weights, describe
 from device_runtime.work import ClientWork
+from models import ModelSpec
+from tff_sim.algorithms.algorithm import FED_AVG, Algorithm
 from tff_sim.algorithms.client_files import FILES, client_files_type, file_contents
+from tff_sim.algorithms.fed_avg import build_fed_avg
 from tff_sim.engines.engine import ClientTask, ProcessEngine
 from tff_sim.engines.shared_memory import SharedMemory
+from tff_sim.pixels import rows
 
 
 class SharedEngine(ProcessEngine):
     """The rounds of `ProcessEngine`, to the bit, in less time and memory; within `tff_sim.local_worker()`.
 
     Args:
-        process: from `build_fed_avg`, with its examples `in_files`.
+        spec, work, initial_weights, algorithm: as `build_fed_avg` takes them.
+
+    Raises:
+        InputError: of a round, a client's examples do not fit the model.
     """
 
-    def __init__(self, process: Any) -> None:
+    def __init__(
+        self, spec: ModelSpec, work: ClientWork, initial_weights: Weights, algorithm: Algorithm = FED_AVG
+    ) -> None:
+        process = build_fed_avg(spec, work, initial_weights, algorithm, in_files=True)
         super().__init__(process)
+        self._spec = spec
         self._next = _taking_files(process)
         self._memory: list[list[SharedMemory]] = []
 
     def _data(self, work: ClientWork, tasks: Sequence[ClientTask]) -> list[Any]:
         while len(self._memory) < len(tasks):
             self._memory.append([SharedMemory() for _ in range(FILES)])
-        return [_place(work, task, files) for task, files in zip(tasks, self._memory, strict=False)]
+        return [self._place(work, task, files) for task, files in zip(tasks, self._memory, strict=False)]
 
+    def _place(self, work: ClientWork, task: ClientTask, files: Sequence[SharedMemory]) -> list[str]:
+        self._check(task)
+        for file, arrays in zip(files, file_contents(task.examples, work, task.seed, task.factor), strict=True):
+            file.write(arrays)
+        return [file.path for file in files]
 
-def _place(work: ClientWork, task: ClientTask, files: Sequence[SharedMemory]) -> list[str]:
-    for file, arrays in zip(files, file_contents(task.examples, work, task.seed, task.factor), strict=True):
-        file.write(arrays)
-    return [file.path for file in files]
+    def _check(self, task: ClientTask) -> None:
+        # Files have no types: what is wrong would be read as something else.
+        first = rows(task.examples, slice(0, 1))
+        for spec, array in ((self._spec.input, first.x), (self._spec.label, first.y)):
+            if array.dtype != spec.dtype.as_numpy_dtype or not spec.shape.is_compatible_with(array.shape):
+                raise InputError(
+                    f"model {self._spec.name!r} takes {spec.dtype.name}{spec.shape.as_list()}, and the examples of"
+                    f" {task.name!r} have {describe(array)}"
+                )
 
 
 def _taking_files(process: Any) -> Any:

@@ -11,6 +11,7 @@ import os
 import resource
 import weakref
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,18 +55,21 @@ class SharedMemory:
 
 
 def _memory_file() -> int:
+    limit = _open_files()
     try:
         return os.memfd_create("pocketfed")
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-    # A thousand are usual for those who do not ask for more.
+        raise InputError(
+            f"a round's clients need several open files each, and a process may have {limit}: lower --fraction, or"
+            " raise the limit ('ulimit -Hn')"
+        ) from error
+
+
+@cache
+def _open_files() -> int:
+    """How many files this process may have open: from now on as many as the system permits, not the usual thousand."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    try:
-        return os.memfd_create("pocketfed")
-    except OSError as error:
-        raise InputError(
-            f"a round's clients need several open files each, and a process may have {most}: lower --fraction, or raise"
-            " the limit ('ulimit -Hn')"
-        ) from error
+    return most

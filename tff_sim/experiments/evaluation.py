@@ -38,8 +38,8 @@ class Evaluator:
         for variable, value in zip(trained_variables(self._model), weights, strict=True):
             variable.assign(value)
         loss = measured = count = 0.0
-        for x, y in batches(self._test, _BATCH):
-            sums = self._sums(tf.constant(x), tf.constant(y))
+        for batch in batches(self._test, _BATCH):
+            sums = self._sums(tf.constant(batch.x), tf.constant(batch.y))
             loss += float(sums[0])
             measured += float(sums[1])
             count += float(sums[2])

@@ -24,9 +24,8 @@ from tff_sim.experiments.file import dump_experiment, experiment_tables
 from tff_sim.experiments.results import COUNTS, ResultFiles, RoundMetrics, summarise
 from tff_sim.experiments.run_folder import RunFolder, Start
 from tff_sim.federated_data import FederatedData, make_population
-from tff_sim.pixels import batches
+from tff_sim.pixels import rows
 from tff_sim.plan import Planner, cohort_size, random_cohorts
-from tff_sim.workers.process import threads_for
 from tff_sim.world import ClientTraits, world_planner
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def run_experiment(
     if start.summary is not None:
         return start.summary
     data = make_population(experiment.data.spec(experiment.work.seed))
-    shape = next(batches(data.test, 1))[0].shape[1:]
+    shape = rows(data.test, slice(0, 1)).x.shape[1:]
     if spec.input.shape[1:] != shape:
         raise InputError(
             f"model {spec.name!r} takes examples of {tuple(spec.input.shape[1:])}, data set {data.name!r} has"
@@ -107,6 +106,7 @@ class _Run:
         from tff_sim.experiments.evaluation import Evaluator
         from tff_sim.experiments.tensorboard import Events
         from tff_sim.simulation import simulate
+        from tff_sim.workers.process import threads_for
         from tff_sim.workers.remote import computing_on
 
         target = experiment.target_accuracy
@@ -117,7 +117,8 @@ class _Run:
         download = len(dump_weights(initial, tensors))
         events = Events(self.folder.path, rows)
         tables = experiment_tables(experiment)
-        with computing_on(self.workers, self._threads()), self._engine(initial) as engine:
+        threads = threads_for(cohort_size(len(self.data.clients), experiment.fraction))
+        with computing_on(self.workers, threads), self._engine(initial) as engine:
             state = engine.initialize()
             if checkpoint is not None:
                 state = restore_state(state, checkpoint.leaves, self.folder.checkpoint)
@@ -166,12 +167,9 @@ class _Run:
                     yield engine
             return
         if self.workers is None:
-            yield SharedEngine(build_fed_avg(self.spec, work, initial, algorithm, in_files=True))
+            yield SharedEngine(self.spec, work, initial, algorithm)
         else:
             yield ProcessEngine(build_fed_avg(self.spec, work, initial, algorithm))
-
-    def _threads(self) -> int:
-        return threads_for(cohort_size(len(self.data.clients), self.experiment.fraction))
 
     def _initial_weights(self) -> tuple[Weights, list[TensorSpec]]:
         model = models.seeded_model(self.spec, self.experiment.work.seed)

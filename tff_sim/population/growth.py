@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
+from tff_sim.pixels import rows
 from tff_sim.population.base import Population
 from tff_sim.population.wrapping import WrappedPopulation
 
@@ -77,7 +78,7 @@ class GrowingPopulation(WrappedPopulation):
     def examples(self, number: int) -> Examples:
         everything = self._within.at(self._round).examples(number)
         there = self._growth.existing(len(everything), self._seed, self.names.name(number), self._round)
-        return Examples(everything.x[there], everything.y[there])
+        return rows(everything, there)
 
     def at(self, round_number: int) -> Population:
         return GrowingPopulation(self._within, self._growth, self._seed, round_number)

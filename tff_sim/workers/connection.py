@@ -33,8 +33,10 @@ _GONE = (
 # No server has this method; any gRPC server that lives answers that it has not, at once and at no cost.
 _PING = "/pocketfed/Ping"
 _PING_SECONDS = 5.0
-_COMPUTATIONS = 16  # that a worker keeps
-_DISPOSED_TOGETHER = 4  # values; a round leaves as many, and holds on to all that it was made of
+_COMPUTATIONS = 16  # that an executor keeps in its worker
+_EXECUTORS = 16  # that a connection keeps: one for each size of a cohort
+# A round makes four values. While one of them is there, the worker keeps all that the round's result was made of.
+_DISPOSED_TOGETHER = 4
 
 
 class WorkerLostError(NetworkError):
@@ -60,9 +62,9 @@ class WorkerConnection:
     ) -> None:
         self._channel = _WatchedChannel(grpc.insecure_channel(target, options=_OPTIONS), silence, limit, lost)
         self._stub = _Stub(self._channel)
-        self._executors: list[Any] = []
+        self._executors = _Executors(self._stub)
         self.context: Any = tff.framework.SyncExecutionContext(
-            executor_fn=tff.framework.ResourceManagingExecutorFactory(self._executor),
+            executor_fn=self._executors,
             compiler_fn=tff.backends.native.desugar_and_transform_to_native,
         )
 
@@ -78,7 +80,7 @@ class WorkerConnection:
             NetworkError: it is none.
         """
         try:
-            self._executor({}).close()
+            self._executors.create_executor({})
         except WorkerLostError:
             raise
         except grpc.RpcError as error:
@@ -86,37 +88,78 @@ class WorkerConnection:
 
     def close(self) -> None:
         """Leave nothing behind in the worker, and end the connection with all calls that wait."""
-        for executor in self._executors:
-            executor.close()
+        self._executors.close()
         self.abandon()
 
     def abandon(self) -> None:
         """End the connection with all calls that wait."""
+        self._executors.forget()
         self._channel.close()
 
-    def _executor(self, cardinalities: Any) -> Any:
-        executor = _Executor(self._stub, stream_structs=False)
-        # A computation of the server alone carries no number of clients; the worker wants one.
-        executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
-        self._executors.append(executor)
+
+class _Executors(tff.framework.ExecutorFactory):
+    """An executor for each number of clients; of many, those that were used last.
+
+    TFF's own factory forgets the others without closing them, so that they stay in the worker.
+    """
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+        self._used: dict[int, _Executor] = {}  # the last one last
+
+    def create_executor(self, cardinalities: Any) -> Any:
+        clients = cardinalities.get(tff.CLIENTS, 0)  # a computation of the server alone has none
+        if clients not in self._used:
+            while len(self._used) >= _EXECUTORS:
+                self._used.pop(next(iter(self._used))).close()
+            executor = _Executor(self._stub)
+            executor.set_cardinalities({tff.CLIENTS: clients})
+        else:
+            executor = self._used.pop(clients)
+        self._used[clients] = executor
         return executor
+
+    def clean_up_executor(self, cardinalities: Any) -> None:
+        executor = self._used.pop(cardinalities.get(tff.CLIENTS, 0), None)
+        if executor is not None:
+            executor.close()
+
+    def close(self) -> None:
+        while self._used:
+            self._used.popitem()[1].close()
+
+    def forget(self) -> None:
+        """Let go of all that is in the worker, without a word to it."""
+        for executor in self._used.values():
+            executor.forget()
 
 
 class _Executor(tff.framework.RemoteExecutor):
     """Sends a computation to the worker once, where TFF sends it whenever it is called."""
 
-    def __init__(self, stub: Any, stream_structs: bool) -> None:
-        super().__init__(stub, _DISPOSED_TOGETHER, stream_structs)
-        self._sent: dict[int, tuple[Any, Any]] = {}  # id → the computation, so that the id stays its own; the value
+    def __init__(self, stub: Any) -> None:
+        super().__init__(stub, dispose_batch_size=_DISPOSED_TOGETHER)
+        # id → the computation, so that no other has its id; and the value. A value keeps its executor alive for as long
+        # as it lives itself: so they have to be let go of.
+        self._sent: dict[int, tuple[Any, Any]] = {}
 
     async def create_value(self, value: Any, type_spec: Any = None) -> Any:
         if not isinstance(type_spec, tff.FunctionType):
             return await super().create_value(value, type_spec)
-        if id(value) not in self._sent:
-            self._sent[id(value)] = value, await super().create_value(value, type_spec)
-            while len(self._sent) > _COMPUTATIONS:
+        _, sent = self._sent.get(id(value), (None, None))
+        if sent is None:
+            sent = await super().create_value(value, type_spec)
+            while len(self._sent) >= _COMPUTATIONS:
                 self._sent.pop(next(iter(self._sent)))
-        return self._sent[id(value)][1]
+            self._sent[id(value)] = value, sent
+        return sent
+
+    def close(self) -> None:
+        super().close()
+        self.forget()
+
+    def forget(self) -> None:
+        self._sent.clear()
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
