@@ -93,8 +93,8 @@ class WorkerConnection:
 
     def abandon(self) -> None:
         """End the connection with all calls that wait."""
-        self._executors.forget()
         self._channel.close()
+        self._executors.forget()  # now that nothing of it can wait for the worker
 
 
 class _Executors(tff.framework.ExecutorFactory):
@@ -130,7 +130,7 @@ class _Executors(tff.framework.ExecutorFactory):
 
     def forget(self) -> None:
         """Let go of all that is in the worker, without a word to it."""
-        for executor in self._used.values():
+        for executor in list(self._used.values()):  # a call in another thread may add one
             executor.forget()
 
 
