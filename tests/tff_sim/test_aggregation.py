@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from device_runtime.work import ClientWork
+from tff_sim.algorithms.aggregation import build_aggregator
 from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
 from tff_sim.algorithms.fed_avg import build_server_update
 from tff_sim.algorithms.robust import SLOTS, median, no_rows, trimmed_mean, with_row
@@ -93,6 +94,17 @@ def test_a_mean_is_weighted_by_examples_or_uniform() -> None:
     _assert_close(uniform, _mean(deltas, [1] * 5))
     assert np.abs(weighted[0] - uniform[0]).max() > 0.1
     assert counts == again == _counts(5, 22)  # examples are counted as they are, whatever they weigh
+
+
+def test_a_mean_is_that_of_tff_to_the_bit() -> None:
+    types = tff.to_type([tff.TensorType(np.float32, shape) for shape in SHAPES])
+    tffs = tff.aggregators.MeanFactory().create(types, tff.TensorType(np.float32))
+    ours = build_aggregator(Algorithm(), ClientWork(), types)
+    rng = np.random.default_rng(0)
+    deltas = [[rng.normal(size=shape).astype(np.float32) for shape in SHAPES] for _ in range(13)]
+    examples = rng.integers(1, 600, len(deltas)).astype(np.float32).tolist()
+    got, want = (process.next(process.initialize(), deltas, examples).result for process in (ours, tffs))
+    assert [np.asarray(tensor).tobytes() for tensor in got] == [np.asarray(tensor).tobytes() for tensor in want]
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
