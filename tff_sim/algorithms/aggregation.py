@@ -13,6 +13,7 @@ from device_runtime.work import ClientWork
 from tff_sim.algorithms.algorithm import Algorithm
 from tff_sim.algorithms.robust import build_robust_aggregator
 from tff_sim.algorithms.server_optimizer import all_finite
+from tff_sim.algorithms.stateless import stateless_aggregation
 from tff_sim.encoding.aggregator import EncodedMeanFactory, build_decoder, first_round, next_round
 
 
@@ -131,20 +132,11 @@ def _mean(algorithm: Algorithm, update_type: Any) -> Any:
     def divide(summed: Any) -> Any:
         return [total / summed["weight"] for total in summed["update"]]
 
-    @tff.federated_computation
-    def initialize() -> Any:
-        return tff.federated_value((), tff.SERVER)
-
-    @tff.federated_computation(
-        initialize.type_signature.result,
-        tff.FederatedType(update_type, tff.CLIENTS),
-        tff.FederatedType(np.float32, tff.CLIENTS),
-    )
-    def next_fn(state: Any, updates: Any, examples: Any) -> Any:
+    def aggregate(updates: Any, examples: Any) -> tuple[Any, Any]:
         summed = tff.federated_sum(tff.federated_map(weigh, (updates, examples)))
-        return tff.templates.MeasuredProcessOutput(state, tff.federated_map(divide, summed), summed.counts)
+        return tff.federated_map(divide, summed), summed.counts
 
-    return tff.templates.AggregationProcess(initialize, next_fn)
+    return stateless_aggregation(update_type, aggregate)
 
 
 def screened(algorithm: Algorithm, update: Any, examples: tf.Tensor, weighted: bool = False) -> Any:

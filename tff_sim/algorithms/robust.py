@@ -15,6 +15,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_sim.algorithms.algorithm import Algorithm
+from tff_sim.algorithms.stateless import stateless_aggregation
 
 SLOTS = 16
 _COLUMNS = 2**16
@@ -78,22 +79,12 @@ def build_robust_aggregator(algorithm: Algorithm, update_type: Any) -> Any:
         vectors = tf.split(_of_rows(algorithm, tf.concat(list(collected), axis=0)), sizes)
         return [tf.reshape(vector, shape) for vector, shape in zip(vectors, shapes, strict=True)]
 
-    @tff.federated_computation
-    def initialize() -> Any:
-        return tff.federated_value((), tff.SERVER)
-
-    @tff.federated_computation(
-        initialize.type_signature.result,
-        tff.FederatedType(update_type, tff.CLIENTS),
-        tff.FederatedType(np.float32, tff.CLIENTS),
-    )
-    def next_fn(state: Any, updates: Any, weights: Any) -> Any:
+    def aggregate(updates: Any, weights: Any) -> tuple[Any, Any]:
         pairs = tff.federated_zip((updates, weights))
         result = tff.federated_aggregate(pairs, nothing(), collect, merge, report)
-        none = tff.federated_value(collections.OrderedDict(), tff.SERVER)
-        return tff.templates.MeasuredProcessOutput(state, result, none)
+        return result, tff.federated_value(collections.OrderedDict(), tff.SERVER)
 
-    return tff.templates.AggregationProcess(initialize, next_fn)
+    return stateless_aggregation(update_type, aggregate)
 
 
 def no_rows(size: int) -> tf.Tensor:
