@@ -13,10 +13,8 @@ from tff_sim.datasets import Dataset, cifar10
 from tff_sim.partition import Partition, Scheme, deal
 from tff_sim.partition.file import load_partition
 from tff_sim.partition.schemes import Iid, Natural
-from tff_sim.pixels import PixelExamples
 from tff_sim.population import DealtPopulation, GrowingPopulation, Growth, Population, StoredPopulation
 from tff_sim.population.augmented import AugmentedPopulation
-from tff_sim.population.wrapping import PixelPopulation
 
 PACKED = "packed"
 """The data set's name that says that --data-dir is a population on disk."""
@@ -106,9 +104,6 @@ def make_partition(spec: DataSpec) -> tuple[Dataset, Partition]:
 
 def _dealt(spec: DataSpec) -> tuple[str, Population, Examples, Partition]:
     data, partition = make_partition(spec)
-    if isinstance(data.train, PixelExamples):
-        kept = Examples(data.train.pixels, data.train.y)
-        return data.name, PixelPopulation(DealtPopulation(kept, partition)), data.test, partition
     train = cifar10.load_raw(spec.data_dir).train if spec.augment and spec.data_dir is not None else data.train
     return data.name, DealtPopulation(train, partition), data.test, partition
 

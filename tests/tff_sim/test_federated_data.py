@@ -20,7 +20,6 @@ from tff_sim.pixels import PixelExamples
 from tff_sim.population import Growth, Population
 from tff_sim.population.export import export_files, export_packed
 from tff_sim.population.figure import client_shares, population_figure
-from tff_sim.population.wrapping import PixelPopulation
 
 
 def _equal(first: Population, second: Population) -> None:
@@ -67,11 +66,11 @@ def test_images_are_kept_as_bytes_and_given_as_models_take_them(digits28: Path) 
     spec = DataSpec("mnist", digits28, scheme("shards"), clients=4, seed=3)
     made = make_population(spec)
     data, dealt = make_partition(spec)
-    assert isinstance(made.clients, PixelPopulation)
     assert isinstance(data.train, PixelExamples)
     assert made.clients.sizes.tolist() == [10] * 4
     for number, name in enumerate(made.clients.names):
         hand = dealt.hand(number)
+        assert isinstance(made.clients[name], PixelExamples)
         assert made.clients[name].identity == Examples(data.train.x[hand], data.train.y[hand]).identity
     np.testing.assert_array_equal(data.train.x, data.train.pixels.astype(np.float32) / np.float32(255))
     assert data.train.identity == Examples(data.train.x, data.train.y).identity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from device_runtime.examples import Examples
 from tff_sim.client_names import ClientNames
 from tff_sim.label_counts import Counts, count_labels
 from tff_sim.partition import Partition
+from tff_sim.pixels import rows
 from tff_sim.population.base import Population
 
 
@@ -25,7 +25,7 @@ class DealtPopulation(Population):
 
     def __init__(self, train: Examples, partition: Partition) -> None:
         self.partition = partition
-        self._x, self._y = (_ordered(array, partition.indices) for array in (train.x, train.y))
+        self._train = _ordered(train, partition.indices)
 
     @property
     def names(self) -> ClientNames:
@@ -37,18 +37,21 @@ class DealtPopulation(Population):
 
     @cached_property
     def label_counts(self) -> Counts | None:
-        if self._y.dtype.kind not in "iu" or not self._y.size:
+        y = self._train.y
+        if y.dtype.kind not in "iu" or not y.size:
             return None
-        return count_labels(self.partition.offsets, lambda start, end: self._y[start:end], int(self._y.max()))
+        return count_labels(self.partition.offsets, lambda start, end: y[start:end], int(y.max()))
 
     def examples(self, number: int) -> Examples:
         start, end = self.partition.offsets[number : number + 2]
-        return Examples(self._x[start:end], self._y[start:end])
+        return rows(self._train, slice(start, end))
 
 
-def _ordered(array: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """The rows in this order, read-only; without a copy where it is theirs already, as with natural clients."""
-    same = len(indices) == len(array) and np.array_equal(indices, np.arange(len(array)))
-    result = array.view() if same else array[indices]
-    result.flags.writeable = False
-    return result
+def _ordered(examples: Examples, indices: npt.NDArray[np.int64]) -> Examples:
+    """The examples in this order, read-only; without a copy where it is theirs already, as with natural clients."""
+    same = len(indices) == len(examples) and np.array_equal(indices, np.arange(len(examples)))
+    ordered = rows(examples, slice(None) if same else indices)
+    for held in vars(ordered).values():
+        if isinstance(held, np.ndarray):
+            held.flags.writeable = False
+    return ordered

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.examples import Examples
 from tff_sim.client_names import ClientNames
 from tff_sim.label_counts import Counts
-from tff_sim.pixels import PixelExamples
 from tff_sim.population.base import Population
 
 
@@ -32,11 +30,3 @@ class WrappedPopulation(Population):
     @property
     def label_counts(self) -> Counts | None:
         return self._within.label_counts
-
-
-class PixelPopulation(WrappedPopulation):
-    """Clients whose images are kept as the bytes they were published in, a quarter of the memory of float32."""
-
-    def examples(self, number: int) -> Examples:
-        kept = self._within.examples(number)
-        return PixelExamples(kept.x, kept.y)
