@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["committed", "abandoned"]
+Task = Literal["training", "evaluation", "rollback"]
 
 
 @dataclass
@@ -38,6 +39,9 @@ class Counts:
     def refuse(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
+    def __bool__(self) -> bool:
+        return self != Counts()
+
     def __add__(self, other: Counts) -> Counts:
         return Counts(
             checked_in=self.checked_in + other.checked_in,
@@ -56,16 +60,21 @@ class RoundRecord:
     """A finished round.
 
     Attributes:
-        number: from 1; 0 stands for the initial weights. Abandoned attempts share the number with what follows.
+        number: of the version that it made, from 1; 0 stands for the initial weights. Abandoned attempts share the
+            number with what follows. An evaluation has the number of the version that it looked at.
         outcome: ``committed`` or ``abandoned``.
         weights: content hash of the weights after it; an abandoned round leaves those before it.
         started, ended: wall-clock time in seconds since 1970, for people to read.
-        seconds: how long it took, by the monotonic clock.
-        reason: of an abandonment, a short word.
-        loss: mean training loss over all examples of the clients' steps, or None.
-        examples: Σ n_k of the reports aggregated.
+        seconds: how long it took, by the server's clock.
+        task: ``training``, ``evaluation``, or ``rollback`` where an operator made an earlier version the latest.
+        reason: of an abandonment, a short word; of a rollback, which version it went back to.
+        loss: mean loss over all examples of the clients' steps, or of the evaluation's test examples; or None.
+        accuracy: of an evaluation, the share of right predictions.
+        examples: Σ n_k of the reports aggregated; of an evaluation, predictions.
+        cohort: devices that had a seat in it.
         clients: number of the reports aggregated.
         counts: what happened from the end of the previous round to the end of this one.
+        id: of the attempt; rounds end in this order.
     """
 
     number: int
@@ -74,11 +83,15 @@ class RoundRecord:
     started: float
     ended: float
     seconds: float = 0.0
+    task: Task = "training"
     reason: str = ""
     loss: float | None = None
+    accuracy: float | None = None
     examples: int = 0
+    cohort: int = 0
     clients: int = 0
     counts: Counts = field(default_factory=Counts)
+    id: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

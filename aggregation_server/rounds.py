@@ -1,4 +1,4 @@
-"""`Round`: the state machine of one round, pure. The clock and the tokens come in as arguments.
+"""`Round`: the state machine of one round, pure. The clock and the random numbers come in as arguments.
 
 The phases and their words are those of Bonawitz et al. 2019, section 2.2:
 
@@ -6,19 +6,21 @@ The phases and their words are those of Bonawitz et al. 2019, section 2.2:
         │                                                          │        with enough reports            │
         └──timeout with too few devices──► ABANDONED ◄─────────────┴──timeout with too few reports     COMMITTED
 
-Every transition returns a new `Round`. A caller may therefore ask what a report would lead to, look at the
-report's content, and drop the answer if the content does not validate: the old round has not changed.
+A round holds counts, not devices: what it has to know of the device that asks, its `Standing`, comes in with the
+question, so that a round of ten thousand costs no more than one of ten. Every transition returns a new `Round`; a caller
+may drop it where what the device sent does not validate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import random
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Literal
 
 from device_runtime.errors import InputError
-from device_runtime.messages import CheckInReply, ReportReply
+from device_runtime.messages import ReportReply, TaskKind
 
 
 class Phase(Enum):
@@ -42,6 +44,8 @@ class RoundConfig:
         minimum_reports: with fewer, the round is abandoned; also the smallest cohort that starts.
         selection_timeout: seconds to wait for a full cohort.
         reporting_timeout: seconds from the start to the deadline for reports.
+        selection_seconds: how long a selection stays open at least. The cohort is then a sample of all devices that
+            check in within that time, each with the same chance, and not the first ones.
     """
 
     goal_count: int
@@ -49,6 +53,7 @@ class RoundConfig:
     minimum_reports: int = 1
     selection_timeout: float = 60.0
     reporting_timeout: float = 180.0
+    selection_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self.goal_count >= 1, "goal_count", "at least 1", self.goal_count)
@@ -61,6 +66,12 @@ class RoundConfig:
         )
         _check(0 < self.selection_timeout < math.inf, "selection_timeout", "above 0 seconds", self.selection_timeout)
         _check(0 < self.reporting_timeout < math.inf, "reporting_timeout", "above 0 seconds", self.reporting_timeout)
+        _check(
+            0 <= self.selection_seconds <= self.selection_timeout,
+            "selection_seconds",
+            f"from 0 to the selection timeout, {self.selection_timeout:g}",
+            self.selection_seconds,
+        )
 
     @property
     def cohort_size(self) -> int:
@@ -70,25 +81,53 @@ class RoundConfig:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """What a round knows of a device that has checked in to it.
+
+    Attributes:
+        seat: its place in the cohort, from 0; None where it has none, or lost it to another device.
+        reported: its report was counted.
+    """
+
+    seat: int | None
+    reported: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer to a check-in; `standing` is the device's from now on, whose seat another one may have had before."""
+
+    verdict: Literal["accept", "reject"]
+    reason: str = ""
+    standing: Standing | None = None
+
+
+@dataclass(frozen=True)
 class Round:
     """One attempt at a round; an abandoned round is followed by a fresh one with the same number.
 
     Attributes:
-        number: from 1.
+        id: of the attempt.
+        number: of a training, the version that it makes, from 1; of an evaluation, the version that it looks at.
+        task: what its devices do.
         config: its `RoundConfig`.
-        since: when the current phase began, in seconds of the caller's monotonic clock.
+        since: when the current phase began, in seconds of the server's clock.
         phase: see `Phase`.
-        cohort: the accepted devices, token → client.
-        reported: the tokens whose report was counted.
+        offered: devices that the selection has looked at.
+        cohort: devices that have a seat.
+        reported: reports that were counted.
         reason: why it was abandoned, a short word.
     """
 
+    id: int
     number: int
+    task: TaskKind
     config: RoundConfig
     since: float
     phase: Phase = Phase.SELECTION
-    cohort: Mapping[str, str] = field(default_factory=dict)
-    reported: frozenset[str] = frozenset()
+    offered: int = 0
+    cohort: int = 0
+    reported: int = 0
     reason: str = ""
 
     @property
@@ -100,60 +139,87 @@ class Round:
             return self.since + self.config.reporting_timeout
         return math.inf
 
+    @property
+    def due(self) -> float:
+        """When `tick` may next do something without another request."""
+        if self.phase is Phase.SELECTION and self.cohort >= self.config.cohort_size:
+            return self.since + self.config.selection_seconds
+        return self.deadline
+
+    @property
+    def over(self) -> bool:
+        """Whether it is committed or abandoned."""
+        return self.phase in (Phase.COMMITTED, Phase.ABANDONED)
+
     def tick(self, now: float) -> Round:
         """The round at the time `now`: every transition that is due is made here."""
         config, late = self.config, now >= self.deadline
         if self.phase is Phase.SELECTION:
-            enough = len(self.cohort) >= config.minimum_reports
-            if len(self.cohort) >= config.cohort_size or (late and enough):
+            full = self.cohort >= config.cohort_size and now >= self.since + config.selection_seconds
+            if full or (late and self.cohort >= config.minimum_reports):
                 return replace(self, phase=Phase.REPORTING, since=now)
             if late:
-                return self._abandon("selection_timeout", now)
+                return self.abandoned("selection_timeout", now)
         elif self.phase is Phase.REPORTING:
             # Where the whole of a small cohort has reported, nothing is left to wait for.
-            if len(self.reported) >= min(config.goal_count, len(self.cohort)):
+            if self.reported >= min(config.goal_count, self.cohort):
                 return replace(self, phase=Phase.COMMITTING, since=now)
-            if late and len(self.reported) >= config.minimum_reports:
+            if late and self.reported >= config.minimum_reports:
                 return replace(self, phase=Phase.COMMITTING, since=now)
             if late:
-                return self._abandon("reporting_timeout", now)
+                return self.abandoned("reporting_timeout", now)
         return self
 
-    def check_in(self, client: str, token: str, now: float) -> tuple[Round, CheckInReply]:
-        """Accept a client under this fresh token, or reject it.
+    def check_in(self, standing: Standing | None, now: float, rng: random.Random) -> tuple[Round, Decision]:
+        """Give a device a seat in the cohort, or reject it.
 
-        A client that is in the cohort already is given its token again: its acceptance was lost on the way, or it
-        was started anew.
+        A device that has a seat already is accepted again: its acceptance was lost on the way, or it was started anew.
+        Seats are given by reservoir sampling (Vitter 1985, algorithm R): once all are taken, the n-th device gets one
+        with the probability seats/n, and it is another's.
+
+        Args:
+            standing: the device's in this round; None where it has not checked in to it.
+            now: the time.
+            rng: decides who gets a seat that is taken.
 
         Returns:
-            The round after it, and ``accept``, or ``reject`` with the reason ``already_reported``,
+            The round after it, and ``accept``, or ``reject`` with the reason ``already_reported``, ``not_selected``,
             ``cohort_full`` or ``round_started``.
         """
         current = self.tick(now)
-        held = next((token for token, member in current.cohort.items() if member == client), None)
-        if held in current.reported:
-            return current, CheckInReply("reject", "already_reported")
-        if held is not None and current.phase in (Phase.SELECTION, Phase.REPORTING):
-            return current, CheckInReply("accept", round_number=self.number, token=held)
-        if len(current.cohort) >= current.config.cohort_size:
-            return current, CheckInReply("reject", "cohort_full")
+        if standing is not None and standing.reported:
+            return current, Decision("reject", "already_reported")
+        if standing is not None and standing.seat is not None and current.phase in (Phase.SELECTION, Phase.REPORTING):
+            return current, Decision("accept", standing=standing)
         if current.phase is not Phase.SELECTION:
-            return current, CheckInReply("reject", "round_started")
-        joined = replace(current, cohort={**current.cohort, token: client})
-        return joined.tick(now), CheckInReply("accept", round_number=self.number, token=token)
+            full = current.cohort >= current.config.cohort_size
+            return current, Decision("reject", "cohort_full" if full else "round_started")
+        if standing is not None:  # it has been looked at: asking again gives no second chance
+            return current, Decision("reject", "not_selected")
+        seats, offered = current.config.cohort_size, current.offered + 1
+        current = replace(current, offered=offered)
+        if current.cohort < seats:
+            taken = Standing(current.cohort)
+            return replace(current, cohort=current.cohort + 1).tick(now), Decision("accept", standing=taken)
+        seat = rng.randrange(offered)
+        if seat < seats:
+            return current, Decision("accept", standing=Standing(seat))
+        return current, Decision("reject", "not_selected", Standing(None))
 
-    def report(self, token: str, now: float) -> tuple[Round, ReportReply]:
-        """Count the report that came with this token; its content is for the caller to validate.
+    def report(self, standing: Standing | None, now: float) -> tuple[Round, ReportReply]:
+        """Count the report of a device; its content is for the caller to validate.
 
         Returns:
-            The round after it, and ``accepted``; ``aborted`` with the reason ``late`` or ``abandoned``; or
-            ``refused`` with ``unknown_token``, ``duplicate`` or ``not_started``.
+            The round after it, and ``accepted``; ``aborted`` with the reason ``late``, ``abandoned`` or
+            ``not_selected``; or ``refused`` with ``unknown_token``, ``duplicate`` or ``not_started``.
         """
         current = self.tick(now)
-        if token not in current.cohort:
+        if standing is None:
             return current, ReportReply("refused", "unknown_token", "no round of this server gave out this token")
-        if token in current.reported:
+        if standing.reported:
             return current, ReportReply("refused", "duplicate", "this token's report was already counted")
+        if standing.seat is None:
+            return current, ReportReply("aborted", "not_selected", f"round {self.number} goes on with other devices")
         if current.phase is Phase.SELECTION:
             message = f"round {self.number} has not started: ask for the configuration first"
             return current, ReportReply("refused", "not_started", message)
@@ -161,24 +227,19 @@ class Round:
             return current, ReportReply("aborted", "abandoned", f"round {self.number} was abandoned: {current.reason}")
         if current.phase is not Phase.REPORTING:
             return current, ReportReply("aborted", "late", f"round {self.number} already has all its reports")
-        return replace(current, reported=current.reported | {token}).tick(now), ReportReply("accepted")
+        return replace(current, reported=current.reported + 1).tick(now), ReportReply("accepted")
 
     def committed(self, now: float) -> Round:
         """COMMITTING → COMMITTED: the new weights are stored."""
-        self._require(Phase.COMMITTING)
+        if self.phase is not Phase.COMMITTING:
+            raise ValueError(f"round {self.number} is {self.phase.value}, not {Phase.COMMITTING.value}")
         return replace(self, phase=Phase.COMMITTED, since=now)
 
     def abandoned(self, reason: str, now: float) -> Round:
-        """COMMITTING → ABANDONED: the reports do not give weights that can be used."""
-        self._require(Phase.COMMITTING)
-        return self._abandon(reason, now)
-
-    def _abandon(self, reason: str, now: float) -> Round:
+        """Any phase but the last two → ABANDONED."""
+        if self.over:
+            raise ValueError(f"round {self.number} is {self.phase.value} already")
         return replace(self, phase=Phase.ABANDONED, since=now, reason=reason)
-
-    def _require(self, phase: Phase) -> None:
-        if self.phase is not phase:
-            raise ValueError(f"round {self.number} is {self.phase.value}, not {phase.value}")
 
 
 def _check(holds: bool, name: str, expected: str, got: object) -> None:

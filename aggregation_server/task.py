@@ -27,6 +27,10 @@ class Task:
         retry_seconds: when a rejected device is told to check in again, ± 20 %.
         downlink: how new weights travel to the devices, one of `aggregation_server.downlink.DOWNLINKS`.
         poll_seconds: when a waiting device is told to ask for its configuration again, ± 20 %.
+        evaluate_every: every so many versions, the fleet evaluates one on its own test examples; None is never.
+        participation_seconds: between two rounds of the same device, at least.
+        keep_versions: whose weights can be had; older ones are let go of, but for the first and the released one.
+        tick_seconds: between two looks at the time where servers share a database.
     """
 
     round: RoundConfig
@@ -37,12 +41,22 @@ class Task:
     retry_seconds: float = 5.0
     poll_seconds: float = 0.2
     downlink: str = "f32"
+    evaluate_every: int | None = None
+    participation_seconds: float = 0.0
+    keep_versions: int = 50
+    tick_seconds: float = 0.25
 
     def __post_init__(self) -> None:
         require_codec(self.work.codec)
         require_downlink(self.downlink)
         if self.rounds is not None and self.rounds < 1:
             raise InputError(f"task: rounds should be at least 1, or none for an endless task, not {self.rounds}")
-        for name, value in (("retry_seconds", self.retry_seconds), ("poll_seconds", self.poll_seconds)):
-            if not 0 < value < math.inf:
-                raise InputError(f"task: {name} should be above 0 seconds, not {value}")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise InputError(f"task: evaluate_every should be at least 1, or none, not {self.evaluate_every}")
+        if self.keep_versions < 1:
+            raise InputError(f"task: keep_versions should be at least 1, not {self.keep_versions}")
+        for name in ("retry_seconds", "poll_seconds", "tick_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"task: {name} should be above 0 seconds, not {getattr(self, name)}")
+        if not 0 <= self.participation_seconds < math.inf:
+            raise InputError(f"task: participation_seconds should be at least 0, not {self.participation_seconds}")

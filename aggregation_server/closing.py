@@ -1,0 +1,43 @@
+"""The end of a round: what is remembered of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from aggregation_server.history import Counts, RoundRecord
+from aggregation_server.rounds import Phase, Round
+from aggregation_server.store import Ledger
+
+logger = logging.getLogger(__name__)
+
+
+def record_of(current: Round, weights: str, counts: Counts, seconds: float) -> RoundRecord:
+    """The record of a round that is over, without what its reports say.
+
+    Args:
+        current: committed or abandoned.
+        weights: content hash of the weights after it.
+        counts: what happened in it.
+        seconds: how long it took, by the server's clock.
+    """
+    end = time.time()
+    return RoundRecord(
+        number=current.number,
+        outcome="committed" if current.phase is Phase.COMMITTED else "abandoned",
+        weights=weights,
+        started=end - seconds,
+        ended=end,
+        seconds=seconds,
+        task=current.task,
+        reason=current.reason,
+        cohort=current.cohort,
+        counts=counts,
+        id=current.id,
+    )
+
+
+def abandon(ledger: Ledger, after: Round, counts: Counts, opened: float, now: float) -> None:
+    """Write a round that was abandoned; the weights stay as they were."""
+    ledger.end_round(after, record_of(after, ledger.fleet.weights, counts, now - opened))
+    logger.warning("round %d (%s) abandoned: %s", after.number, after.task, after.reason)

@@ -1,0 +1,139 @@
+"""`Committer`: makes new weights of the reports of a round that has enough of them.
+
+The aggregate is a function of the set of the reports that count, read back from the disk in the order of their devices'
+names. So a server that is killed in the middle of it, or another one that takes its place, comes to the same bits; and
+nothing is held in memory but sums.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aggregation_server.aggregate import aggregate
+from aggregation_server.closing import abandon, record_of
+from aggregation_server.coordinator import Coordinator
+from aggregation_server.rounds import Phase, Round
+from aggregation_server.state import ServerState
+from aggregation_server.store import CountedReport, Version
+from device_runtime.codec import EncodedUpdate, read_update
+from device_runtime.errors import IntegrityError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round's reports come to.
+
+    Attributes:
+        result: fields of the round's record.
+        version: the weights that they make; None of an evaluation.
+        failure: why they make nothing, a short word.
+    """
+
+    result: dict[str, Any]
+    version: Version | None = None
+    failure: str = ""
+
+
+class Committer:
+    """Commits rounds, one at a time.
+
+    Args:
+        coordinator: whose rounds they are.
+        threads: of the aggregation.
+    """
+
+    def __init__(self, coordinator: Coordinator, threads: int = 1) -> None:
+        self._coordinator = coordinator
+        self._threads = threads
+
+    def commit(self) -> bool:
+        """Commit the open round where it has its reports, and nobody else does.
+
+        Raises:
+            StoreError: the database or the disk failed; nothing is lost by trying again.
+        """
+        coordinator = self._coordinator
+        store = coordinator.store
+        with store.database.sole_committer() as alone:
+            found = store.open_round(coordinator.task.round)
+            if not alone or found is None or found[0].phase is not Phase.COMMITTING:
+                return False
+            fleet = store.fleet()
+            state = coordinator.state_of(fleet.number, fleet.weights)
+            outcome = self._outcome(found[0], state)
+            ended = self._write(found[0], state, outcome)
+        if ended:
+            coordinator.spool.forget_before(found[0].id + 1)
+        return ended
+
+    def _outcome(self, current: Round, state: ServerState) -> Outcome:
+        reports = self._coordinator.store.reports(current.id)
+        if current.task == "evaluation":
+            return _evaluated(reports)
+        return self._trained(current, state, reports)
+
+    def _trained(self, current: Round, state: ServerState, reports: list[CountedReport]) -> Outcome:
+        coordinator = self._coordinator
+        manifest = coordinator.bundle.manifest
+
+        def read(report: CountedReport) -> EncodedUpdate:
+            assert report.spooled is not None  # of a training
+            return read_update(coordinator.spool.read(current.id, report.spooled), manifest.tensors, manifest.model_id)
+
+        try:
+            total = aggregate(reports, read, manifest.tensors, threads=self._threads)
+        except IntegrityError as error:  # it was valid when it came
+            logger.error("round %d: a report is damaged on the disk: %s", current.number, error)
+            return Outcome({}, failure="damaged_report")
+        result = {"loss": total.loss, "examples": total.examples, "clients": total.clients}
+        try:
+            after, encoded = coordinator.downlink.next(state, total.result())
+        except IntegrityError as error:
+            logger.warning("round %d: %s", current.number, error)
+            return Outcome(result, failure="non_finite")
+        form = None if encoded is None else (encoded.base, encoded.data)
+        return Outcome(result, Version(after.identity, after.data, encoded=form))
+
+    def _write(self, decided: Round, state: ServerState, outcome: Outcome) -> bool:
+        coordinator = self._coordinator
+        with coordinator.store.ledger(coordinator.task.round) as ledger:
+            now = coordinator.clock.agree(ledger.fleet.clock)
+            found = ledger.open_round()
+            if found is None or found[0] != decided or ledger.fleet.number != state.round_number:
+                return False  # it was ended otherwise meanwhile, by an operator or by another server
+            current, counts, opened = found
+            if outcome.failure:
+                abandon(ledger, current.abandoned(outcome.failure, now), counts, opened, now)
+                ledger.set_fleet(clock=now)
+                return True
+            version = outcome.version
+            weights = ledger.fleet.weights if version is None else version.weights
+            record = replace(record_of(current.committed(now), weights, counts, now - opened), **outcome.result)
+            if version is not None:
+                ledger.keep_version(version, coordinator.task.keep_versions)
+                ledger.set_fleet(number=current.number, weights=weights)
+            ledger.end_round(current.committed(now), record, version and version.optimizer)
+            ledger.set_fleet(clock=now)
+        if version is None:
+            logger.info("version %d evaluated: accuracy %s, loss %s", record.number, record.accuracy, record.loss)
+        else:
+            logger.info("round %d committed: %d reports, loss %s", record.number, record.clients, record.loss)
+        return True
+
+
+def _evaluated(reports: list[CountedReport]) -> Outcome:
+    """Means over all predictions of all devices."""
+    said = [report.evaluation for report in reports if report.evaluation is not None]
+    count = sum(int(one["count"]) for one in said)
+    result = {
+        "loss": sum(float(one["loss_sum"]) for one in said) / count,
+        "accuracy": sum(float(one["correct"]) for one in said) / count,
+        "examples": count,
+        "clients": len(said),
+    }
+    return Outcome(result)
+

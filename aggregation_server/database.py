@@ -1,0 +1,165 @@
+"""An open database: SQLite in a file, or PostgreSQL by URL; its transactions, locks and errors."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from aggregation_server.migrations import upgrade
+from device_runtime.errors import InputError, NetworkError
+
+# A lock that somebody else holds is waited for while nothing else is answered: not for long.
+_LOCK_SECONDS = 5.0
+_COMMIT_LOCK = 0x706F_636B  # one of PostgreSQL's advisory locks
+
+
+class StoreError(NetworkError):
+    """The database did not take or give what it was asked for; the state in it is the old one."""
+
+
+class Database:
+    """Transactions on one database.
+
+    Args:
+        url: an SQLAlchemy URL, such as ``sqlite:///server.db`` or ``postgresql://user@host/fleet``.
+
+    Attributes:
+        name: what messages call it: its file, or its URL without the password.
+        shared: whether other servers may change it.
+
+    Raises:
+        InputError: it can't be opened or brought up to date, or another server has it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._exits = ExitStack()
+        self._engine, self.name = _engine(url)
+        self._exits.callback(self._engine.dispose)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        self.shared = not self._sqlite
+        self._committing = threading.Lock()
+        try:
+            if self._sqlite and self._engine.url.database not in (None, "", ":memory:"):
+                self._exits.enter_context(_alone(Path(str(self._engine.url.database)), self.name))
+            try:
+                upgrade(self._engine)
+            except (SQLAlchemyError, ValueError, OSError) as error:
+                raise InputError(f"{self.name}: can't open the server's database: {reason(error)}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction that may write; it is committed at the end of the context, or nothing of it happened.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.name}: the server's database failed: {reason(error)}") from error
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads, and waits for nobody.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        try:
+            with self._engine.connect().execution_options(reading=True) as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.name}: the server's database failed: {reason(error)}") from error
+
+    @contextmanager
+    def sole_committer(self) -> Iterator[bool]:
+        """Whether nobody else commits a round meanwhile; the right ends with the context, or with this process."""
+        if self._sqlite:  # one process has the file
+            with ExitStack() as stack:
+                free = self._committing.acquire(blocking=False)
+                if free:
+                    stack.callback(self._committing.release)
+                yield free
+            return
+        try:
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                lock = {"key": _COMMIT_LOCK}
+                free = bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), lock).scalar())
+                try:
+                    yield free
+                finally:
+                    if free:
+                        with suppress(SQLAlchemyError):  # a connection that broke has let go of it
+                            connection.execute(text("SELECT pg_advisory_unlock(:key)"), lock)
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.name}: the server's database failed: {reason(error)}") from error
+
+    def close(self) -> None:
+        self._exits.close()
+
+
+def reason(error: BaseException) -> str:
+    """The driver's own words, in one line, without the statement and the link that SQLAlchemy adds."""
+    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
+
+
+def _engine(url: str) -> tuple[Engine, str]:
+    try:
+        parsed: URL = make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):  # the driver that is installed
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError("expected sqlite:///FILE or postgresql://…")
+        sqlite = parsed.get_backend_name() == "sqlite"
+        arguments = {"timeout": _LOCK_SECONDS} if sqlite else {"connect_timeout": 10}
+        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise InputError(f"{url.partition(':')[0]}: can't open the server's database: {reason(error)}") from None
+    if not sqlite:
+        return engine, parsed.render_as_string(hide_password=True)
+    event.listen(engine, "connect", _make_durable)
+    event.listen(engine, "begin", _begin)
+    return engine, parsed.database or url
+
+
+def _make_durable(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # `_begin` begins, not the driver
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # a commit that was reported survives a loss of power
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    # What is read for writing is locked from the start: a transaction that has read can't be told to begin anew.
+    reading = connection.get_execution_options().get("reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _alone(path: Path, name: str) -> Iterator[None]:
+    """Whoever serves an SQLite file has it for itself."""
+    try:
+        lock: IO[bytes] = Path(f"{path}.lock").open("ab")
+    except OSError as error:
+        raise InputError(f"{name}: can't open the server's database: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"{name}: another server has this database; stop it, or share one with --db postgresql://…"
+            ) from None
+        yield

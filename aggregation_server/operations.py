@@ -1,0 +1,95 @@
+"""What the people who run a fleet do to it: pause, resume, roll back, release."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from aggregation_server.closing import abandon
+from aggregation_server.coordinator import Coordinator
+from aggregation_server.history import RoundRecord
+from aggregation_server.rounds import Phase
+from aggregation_server.store import Ledger
+from device_runtime.errors import InputError
+
+
+class Operations:
+    """An operator's calls; each is one transaction.
+
+    Every method raises StoreError where the database failed, and nothing happened then.
+    """
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def pause(self) -> None:
+        """Begin no further round. One that waits for devices is abandoned, one that waits for reports goes on."""
+        with self._ledger() as ledger:
+            self._end_open_round(ledger, "paused", (Phase.SELECTION,))
+            ledger.set_fleet(paused=True)
+        self._coordinator.hurry()
+
+    def resume(self) -> None:
+        """Go on with rounds."""
+        with self._ledger() as ledger:
+            ledger.set_fleet(paused=False)
+        self._coordinator.hurry()
+
+    def rollback(self, number: int) -> RoundRecord:
+        """Make an earlier version's weights, and its optimiser's state, the latest version. The open round is abandoned.
+
+        The history stays: going back makes a version of its own, with the next number.
+
+        Raises:
+            InputError: the version is not there any more, or never was.
+        """
+        coordinator = self._coordinator
+        with self._ledger() as ledger:
+            fleet = ledger.fleet
+            identity = ledger.version(number) if 0 <= number < fleet.number else None
+            if identity is None:
+                raise InputError(
+                    f"version {number}: not there to go back to; the last {coordinator.task.keep_versions} before"
+                    f" {fleet.number}, the first and the released one are kept"
+                )
+            self._end_open_round(ledger, "rollback", (Phase.SELECTION, Phase.REPORTING, Phase.COMMITTING))
+            now = time.time()
+            record = RoundRecord(fleet.number + 1, "committed", identity, now, now, task="rollback")
+            record = replace(record, reason=f"to {number}")
+            optimizer = ledger.optimizer(number) if number else None
+            ledger.insert_record(record, self._coordinator.clock.agree(fleet.clock), optimizer)
+            ledger.set_fleet(number=record.number, weights=identity)
+        coordinator.hurry()
+        return record
+
+    def release(self, number: int) -> str:
+        """Say that a version is the one for users; the content hash of its weights. They are kept from now on.
+
+        Raises:
+            InputError: the version is not there any more, or never was.
+        """
+        with self._ledger() as ledger:
+            identity = ledger.version(number) if 0 <= number <= ledger.fleet.number else None
+            if identity is None:
+                raise InputError(
+                    f"version {number}: not there to be released; the last {self._coordinator.task.keep_versions} up to"
+                    f" {ledger.fleet.number} are kept"
+                )
+            ledger.set_fleet(released=number)
+        return identity
+
+    def _ledger(self) -> AbstractContextManager[Ledger]:
+        return self._coordinator.store.ledger(self._coordinator.task.round)
+
+    def _end_open_round(self, ledger: Ledger, reason: str, phases: tuple[Phase, ...]) -> None:
+        found = ledger.open_round()
+        if found is None or found[0].phase not in phases:
+            return
+        current, counts, opened = found
+        if not current.cohort:  # nobody was in it: there is nothing to remember
+            ledger.drop_round(current.id)
+            return
+        now = self._coordinator.clock.agree(ledger.fleet.clock)
+        abandon(ledger, current.abandoned(reason, now), counts, opened, now)
+

@@ -1,0 +1,158 @@
+"""The calls of the people who run the fleet: what it does, and what it is told to do.
+
+A viewer may look; what changes the fleet is the operator's alone. Calls that change something have a JSON body, which
+no other site's form can send in a browser's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from fastapi import APIRouter
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aggregation_server.desk import Desk
+from aggregation_server.enrolment import Enrolments
+from aggregation_server.operations import Operations
+from aggregation_server.status import status_of
+from aggregation_server.web.answers import ProblemError, json_answer, problems
+from aggregation_server.web.bodies import read_body
+from aggregation_server.web.callers import Keys, require_role
+from device_runtime import messages
+from device_runtime.errors import InputError
+
+ROUNDS = "/v1/rounds"
+DEVICES = "/v1/devices"
+PAUSE = "/v1/pause"
+RESUME = "/v1/resume"
+ROLLBACK = "/v1/rollback"
+RELEASE = "/v1/release"
+CODES = "/v1/enrolment-codes"
+REVOKE = "/v1/revoke"
+_MOST_ROUNDS = 1000
+_LARGEST_BODY = 4096
+_Message = TypeVar("_Message")
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The body of a call that needs no more said: ``{}``."""
+
+
+@dataclass(frozen=True)
+class VersionNumber:
+    """A version of the weights."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class CodesWanted:
+    """How many enrolment codes, for how long, and where `client` is given for whom."""
+
+    count: int = 1
+    hours: float = 24.0
+    client: str | None = None
+
+
+@dataclass(frozen=True)
+class DeviceName:
+    """A device."""
+
+    client: str
+
+
+def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
+    """The routes, each for a role."""
+    router = APIRouter(tags=["people"])
+    operations = Operations(desk.coordinator)
+    looking = problems(400, 401, 429, 503)
+
+    @router.get(messages.STATUS, responses={200: {"model": dict[str, Any]}, **looking})
+    async def status(request: Request) -> Response:
+        require_role(request, keys, "viewer")
+        return json_answer(await run_in_threadpool(status_of, desk.coordinator, enrolments))
+
+    @router.get(ROUNDS, responses={200: {"model": list[dict[str, Any]]}, **looking}, openapi_extra=_PAGING)
+    async def rounds(request: Request) -> Response:
+        require_role(request, keys, "viewer")
+        limit = _number(request, "limit", 100, 1, _MOST_ROUNDS)
+        before = _number(request, "before", None, 1, 2**31 - 1)
+        assert limit is not None  # it has a default
+        records = await run_in_threadpool(desk.coordinator.store.history, limit, before)
+        return json_answer([record.to_json() for record in records])
+
+    @router.get(DEVICES, responses={200: {"model": list[dict[str, Any]]}, **looking}, openapi_extra=_AFTER)
+    async def devices(request: Request) -> Response:
+        require_role(request, keys, "viewer")
+        limit = _number(request, "limit", 1000, 1, 10_000)
+        assert limit is not None  # it has a default
+        records = await run_in_threadpool(enrolments.devices, limit, request.query_params.get("after", ""))
+        return json_answer([asdict(record) for record in records])
+
+    def operation(path: str, kind: type[Any], call: Callable[[Any], object]) -> None:
+        adapter = TypeAdapter(kind)
+
+        @router.post(
+            path,
+            name=path.rpartition("/")[2],
+            responses={200: {"model": dict[str, Any]}, **problems(400, 401, 403, 408, 409, 413, 415, 429, 503)},
+            openapi_extra={
+                "requestBody": {"required": True, "content": {"application/json": {"schema": adapter.json_schema()}}}
+            },
+        )
+        async def called(request: Request) -> Response:
+            require_role(request, keys, "operator")
+            message = await _message(request, adapter)
+            try:
+                return json_answer(await desk.run(lambda: call(message)) or {})
+            except InputError as error:
+                raise ProblemError(409, "impossible", str(error)) from None
+
+    operation(PAUSE, Nothing, lambda _: operations.pause())
+    operation(RESUME, Nothing, lambda _: operations.resume())
+    operation(ROLLBACK, VersionNumber, lambda wanted: operations.rollback(wanted.version).to_json())
+    operation(RELEASE, VersionNumber, lambda wanted: {"weights": operations.release(wanted.version)})
+    operation(
+        CODES,
+        CodesWanted,
+        lambda wanted: {"codes": enrolments.new_codes(wanted.count, wanted.hours, wanted.client)},
+    )
+    operation(REVOKE, DeviceName, lambda device: enrolments.revoke(device.client))
+    return router
+
+
+async def _message(request: Request, kind: TypeAdapter[_Message]) -> _Message:
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise ProblemError(415, "not_json", "expected a body with Content-Type: application/json")
+    body = await read_body(request, _LARGEST_BODY)
+    if body is None:
+        raise ProblemError(413, "too_large", f"a body here has at most {_LARGEST_BODY} bytes")
+    try:
+        return kind.validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise ProblemError(400, "malformed", f"{where}: {first['msg']}") from None
+
+
+def _number(request: Request, name: str, otherwise: int | None, least: int, most: int) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return otherwise
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
+        raise ProblemError(400, "malformed", f"{name}: expected a whole number from {least} to {most}")
+    return int(text)
+
+
+def _parameter(name: str, kind: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
+
+
+_PAGING = {"parameters": [_parameter("limit", "integer"), _parameter("before", "integer")]}
+_AFTER = {"parameters": [_parameter("limit", "integer"), _parameter("after", "string")]}
