@@ -1,102 +1,93 @@
-"""The aggregator: a running Σ n_k·delta_k and Σ n_k, in memory that does not depend on the number of reports."""
+"""The aggregator: the weighted mean of a round's updates, a pure function of them in a fixed order.
+
+The sequence of updates is cut into parts of `PART`. Each part has a sum of its own, and the sums are merged in the
+parts' order. So the bits do not depend on who computes which part: one thread or several, one server or many, which
+hand each other the bytes of their parts' sums.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from aggregation_server.partial_sum import PartialSum
+from device_runtime.codec import EncodedUpdate
+from device_runtime.tensors import TensorSpec
 
-from device_runtime.codec import EncodedUpdate, Total, shaped, undo_rotation, values_of
-from device_runtime.tensors import TensorSpec, Weights
+PART = 256
+"""Updates of a part, but for the last. The same on all servers of a fleet, and for good: another one, other bits."""
 
-_FEW = 16  # updates that are added in float32 before their sum goes into the one in float64
+Aggregate = PartialSum  # the name under which the coordinator knows it
+
+Report = TypeVar("Report")
+Result = TypeVar("Result")
+
+Read = Callable[[Report], EncodedUpdate]
+"""From what stands for a report, such as its place in a file, to its update; called in any thread."""
 
 
-class Aggregate:
-    """The weighted mean of the updates added so far.
+def aggregate(
+    reports: Iterable[Report], read: Read[Report], specs: Sequence[TensorSpec], *, threads: int = 1
+) -> PartialSum:
+    """The sum of all reports; the same bits for any number of threads.
 
-    A running sum, because a list of a cohort's updates would hold hundreds of models; in float64, so that
-    the order in which reports come changes the float32 result by a rounding at most. Updates that are rotated are
-    added as they are, and their sum is rotated back, once.
+    Memory: a `PartialSum` a thread and two more, and an encoded update a thread; it does not grow with the reports.
 
-    Attributes:
-        clients: number of updates.
-        examples: Σ n_k.
+    Args:
+        reports: in the order that fixes the bits: that of the clients' names.
+        read: gives a report's update, validated.
+        specs: the model's tensors.
+        threads: how many add; numpy lets go of Python's lock for that.
+
+    Raises:
+        ValueError: the updates are of several rounds or models.
+        Exception: whatever `read` raises.
     """
-
-    def __init__(self, specs: Sequence[TensorSpec]) -> None:
-        self.clients = 0
-        self.examples = 0
-        self._specs = specs
-        self._sum = np.zeros(values_of(specs), np.float64)
-        self._rotated: _RotatedSum | None = None
-        self._loss_sum = 0.0
-        self._loss_examples = 0
-
-    def add(self, update: EncodedUpdate) -> None:
-        """Add a validated update: finite, of the right shapes and of this round, weight ≥ 1."""
-        header = update.header
-        if update.codec.rotated:
-            if self._rotated is None:
-                self._rotated = _RotatedSum(self._sum.size, header.round_number)
-            self._rotated.add(update)
-        else:
-            self._sum += np.multiply(update.values(), float(header.weight), dtype=np.float64)
-        self.clients += 1
-        self.examples += header.weight
-        if "loss" in header.metrics:
-            self._loss_sum += header.weight * header.metrics["loss"]
-            self._loss_examples += header.weight
-
-    def result(self) -> Weights:
-        """Σ n_k·delta_k / Σ n_k, float32.
-
-        Raises:
-            ValueError: nothing was added. Zeros would look like a round in which nobody learned anything.
-        """
-        if not self.examples:
-            raise ValueError("the mean of no updates is not defined")
-        examples = np.float64(self.examples)  # also of a sum that no 64-bit integer holds
-        mean = (self._sum / examples).astype(np.float32)
-        if self._rotated is not None:
-            mean += self._rotated.mean(examples)
-        return shaped(mean, self._specs)
-
-    @property
-    def loss(self) -> float | None:
-        """Mean training loss over the examples of the clients that reported one; None where that is no number."""
-        if not self._loss_examples:
-            return None
-        mean = self._loss_sum / self._loss_examples
-        return mean if math.isfinite(mean) else None
+    return merged(in_order(partial(sum_of, read=read, specs=specs), parts(reports), threads), specs)
 
 
-class _RotatedSum:
-    """Σ n_k·delta_k of the updates of one round, rotated."""
+def parts(reports: Iterable[Report]) -> Iterator[list[Report]]:
+    """The parts of a sequence, as all servers of a fleet cut it."""
+    waiting = iter(reports)
+    while part := list(islice(waiting, PART)):
+        yield part
 
-    def __init__(self, size: int, round_number: int) -> None:
-        self._round_number = round_number
-        self._sum = np.zeros(size, np.float64)
-        self._recent = Total(size)
-        self._count = 0
 
-    def add(self, update: EncodedUpdate) -> None:
-        update.add_to(self._recent, update.header.weight)
-        self._count += 1
-        if self._count % _FEW == 0:
-            self._flush()
+def sum_of(
+    part: Iterable[Report], read: Read[Report], specs: Sequence[TensorSpec], weighted: bool = True
+) -> PartialSum:
+    """The sum of one part's updates, one after the other."""
+    total = PartialSum(specs, weighted)
+    for report in part:
+        total.add(read(report))
+    return total
 
-    def mean(self, examples: np.float64) -> npt.NDArray[np.float32]:
-        """The sum over `examples`, rotated back; float32 [values]."""
-        self._flush()
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
-            mean = (self._sum / examples).astype(np.float32)
-            undo_rotation(mean, self._round_number)
-        return mean
 
-    def _flush(self) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):  # as above
-            self._sum += self._recent.settle()
-        self._recent.clear()
+def merged(sums: Iterable[PartialSum], specs: Sequence[TensorSpec], weighted: bool = True) -> PartialSum:
+    """One sum of those of all parts, in the parts' order."""
+    total = PartialSum(specs, weighted)
+    for one in sums:
+        total.merge(one)
+    return total
+
+
+def in_order(compute: Callable[[Report], Result], items: Iterable[Report], threads: int) -> Iterator[Result]:
+    """`compute` of each item, by several threads, in the items' order; at most `threads` are begun and not yet given.
+
+    Where one raises, so does this, once those that were begun have ended.
+    """
+    if threads <= 1:
+        yield from map(compute, items)
+        return
+    begun: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, "aggregate") as executor:
+        for item in items:
+            if len(begun) == threads:
+                yield begun.popleft().result()
+            begun.append(executor.submit(compute, item))
+        while begun:
+            yield begun.popleft().result()

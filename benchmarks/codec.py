@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from aggregation_server.aggregate import Aggregate
+from aggregation_server.partial_sum import PartialSum
 from benchmarks import eden
 from benchmarks.deltas import CLIENTS, Federation, Task, load_task, real_deltas
 from benchmarks.exported import exported
@@ -191,7 +191,7 @@ class _Sink:
 
 def _mean_error(updates: Updates, codec: str, round_number: int) -> float:
     """Of the mean that a server computes in this round."""
-    aggregate = Aggregate(updates.specs)
+    aggregate = PartialSum(updates.specs)
     for client in range(len(updates.deltas)):
         aggregate.add(updates.read(updates.encode(client, codec, round_number)))
     return updates.error_of_mean(np.concatenate([tensor.reshape(-1) for tensor in aggregate.result()]))

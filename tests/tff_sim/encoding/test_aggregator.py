@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_federated as tff
 
-from aggregation_server.aggregate import Aggregate
+from aggregation_server.partial_sum import PartialSum
 from device_runtime.codec import CODECS, encode, encoded_size, read_update, shaped, values_of
 from device_runtime.errors import InputError
 from device_runtime.tensors import TensorSpec, Weights
@@ -56,7 +56,7 @@ def clients() -> list[Client]:
 
 
 def _on_the_fleet(clients: Sequence[Client], codec: str, round_number: int) -> Weights:
-    aggregate = Aggregate(SPECS)
+    aggregate = PartialSum(SPECS)
     for client in clients:
         update = ClientUpdate(client.delta, client.weight, round_number, {"loss": 0.5})
         aggregate.add(read_update(encode(update, SPECS, MODEL_ID, codec, client.seed), SPECS, MODEL_ID))

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_federated as tff
 
 import models
-from aggregation_server.aggregate import Aggregate
+from aggregation_server.partial_sum import PartialSum
 from aggregation_server.state import ServerState
 from device_runtime.codec import encode, read_update
 from device_runtime.examples import Examples
@@ -85,7 +85,7 @@ def test_two_rounds_are_those_of_a_fleet(train: Any, clients: dict[str, Examples
     process = build_fed_avg(SPEC, WORK, initial)
     state, server = process.initialize(), ServerState.of(1, initial, _specs(initial))
     for round_number in (1, 2):
-        aggregate = Aggregate(_specs(initial))
+        aggregate = PartialSum(_specs(initial))
         for update in _encoded(train(server.weights, round_number), clients, round_number):
             aggregate.add(update)
         server = server.after(aggregate.result(), _specs(initial))
