@@ -116,7 +116,7 @@ class Committer:
             if version is not None:
                 ledger.keep_version(version, coordinator.task.keep_versions)
                 ledger.set_fleet(number=current.number, weights=weights)
-            ledger.end_round(current.committed(now), record, version and version.optimizer)
+            ledger.end_round(current.committed(now), record, None if version is None else version.optimizer)
             ledger.set_fleet(clock=now)
         if version is None:
             logger.info("version %d evaluated: accuracy %s, loss %s", record.number, record.accuracy, record.loss)
@@ -136,4 +136,3 @@ def _evaluated(reports: list[CountedReport]) -> Outcome:
         "clients": len(said),
     }
     return Outcome(result)
-

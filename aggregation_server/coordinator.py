@@ -49,6 +49,10 @@ class Coordinator:
         spool: holds the reports of the open round.
         clock: the server's.
         rng: of the selection, and of the retry windows' jitter.
+
+    Attributes:
+        committing: whether a round has its reports, and waits to be committed.
+        complete: whether the task has had all its rounds.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Coordinator:
         self._state = self._load(fleet.number, fleet.weights)
         self._due = self.clock.now()
         self.committing = False
+        self.complete = False
         if fleet.number:
             logger.info("going on after version %d", fleet.number)
         self.handle(())
@@ -112,7 +117,9 @@ class Coordinator:
             database or the disk failed: then it changed nothing, and may be asked again.
         """
         checked = {
-            place: self._checked(request) for place, request in enumerate(requests) if isinstance(request, ReportRequest)
+            place: self._checked(request)
+            for place, request in enumerate(requests)
+            if isinstance(request, ReportRequest)
         }
         try:
             return self._turn(requests, checked)
@@ -180,7 +187,7 @@ class Coordinator:
             with self._counting:
                 self._counts += counted
             raise
-        after = turn.round
+        self.complete, after = complete, turn.round
         self.committing = after is not None and after.phase is Phase.COMMITTING
         self._due = now + self._idle_seconds(after, now)
         return list(answers)
@@ -257,4 +264,3 @@ class Coordinator:
             for weights, base, encoded in self.store.encoded_forms():
                 self.downlink.remember(weights, EncodedWeights(base, encoded))
         return ServerState.load(number, data, self.bundle.manifest.tensors)
-

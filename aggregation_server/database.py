@@ -152,7 +152,7 @@ def _begin(connection: Connection) -> None:
 def _alone(path: Path, name: str) -> Iterator[None]:
     """Whoever serves an SQLite file has it for itself."""
     try:
-        lock: IO[bytes] = Path(f"{path}.lock").open("ab")
+        lock: IO[bytes] = Path(f"{path}.lock").open("ab")  # noqa: SIM115 - closed below
     except OSError as error:
         raise InputError(f"{name}: can't open the server's database: {error.strerror}") from None
     with lock:

@@ -82,7 +82,9 @@ class Enrolments:
         anybody = self._anybody and not code
         bound = None
         if not anybody:
-            row = connection.execute(select(ENROLMENT_CODES).where(ENROLMENT_CODES.c.code == hashed(code))).one_or_none()
+            row = connection.execute(
+                select(ENROLMENT_CODES).where(ENROLMENT_CODES.c.code == hashed(code))
+            ).one_or_none()
             if row is None or row.used_by is not None or row.expires <= now or row.client not in (None, name):
                 message = "the code is not known, was used, has expired or is another client's; ask for a new one"
                 return EnrolmentReply("refused", "code", message)
@@ -151,7 +153,11 @@ class Enrolments:
     def summary(self) -> dict[str, dict[str, int]]:
         """Numbers of devices by state, and of those that are not revoked by runtime."""
         count = func.count()
-        columns = (DEVICES.c.runtime, DEVICES.c.revoked.is_(None).label("in_force"), DEVICES.c.seen.is_(None).label("new"))
+        columns = (
+            DEVICES.c.runtime,
+            DEVICES.c.revoked.is_(None).label("in_force"),
+            DEVICES.c.seen.is_(None).label("new"),
+        )
         by_state: dict[str, int] = {"enrolled": 0, "active": 0, "revoked": 0}
         by_runtime: dict[str, int] = {}
         with self._store.database.reading() as connection:

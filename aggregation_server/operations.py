@@ -37,9 +37,9 @@ class Operations:
         self._coordinator.hurry()
 
     def rollback(self, number: int) -> RoundRecord:
-        """Make an earlier version's weights, and its optimiser's state, the latest version. The open round is abandoned.
+        """Make an earlier version's weights, and its optimiser's state, the latest version.
 
-        The history stays: going back makes a version of its own, with the next number.
+        The open round is abandoned. The history stays: going back makes a version of its own, with the next number.
 
         Raises:
             InputError: the version is not there any more, or never was.
@@ -92,4 +92,3 @@ class Operations:
             return
         now = self._coordinator.clock.agree(ledger.fleet.clock)
         abandon(ledger, current.abandoned(reason, now), counts, opened, now)
-

@@ -7,8 +7,8 @@ The phases and their words are those of Bonawitz et al. 2019, section 2.2:
         └──timeout with too few devices──► ABANDONED ◄─────────────┴──timeout with too few reports     COMMITTED
 
 A round holds counts, not devices: what it has to know of the device that asks, its `Standing`, comes in with the
-question, so that a round of ten thousand costs no more than one of ten. Every transition returns a new `Round`; a caller
-may drop it where what the device sent does not validate.
+question, so that a round of ten thousand costs no more than one of ten. Every transition returns a new `Round`; a
+caller may drop it where what the device sent does not validate.
 """
 
 from __future__ import annotations

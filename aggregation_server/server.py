@@ -1,27 +1,72 @@
-"""The server's process: socket, database, uvicorn, and an orderly end."""
+"""The server's process: sockets, database, spool, uvicorn, and an orderly end."""
 
 from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
 
 import uvicorn
 
-from aggregation_server.app import create_app
+from aggregation_server.committer import Committer
 from aggregation_server.coordinator import Coordinator
+from aggregation_server.desk import Desk
+from aggregation_server.enrolment import Enrolments
+from aggregation_server.spool import Spool
 from aggregation_server.store import Store
 from aggregation_server.task import Task
+from aggregation_server.web.app import create_app
+from aggregation_server.web.callers import Keys
 from device_runtime.bundle import Bundle
-from device_runtime.errors import NetworkError
+from device_runtime.errors import InputError, NetworkError
 from device_runtime.weights import dump_weights
 
 _SHUTDOWN_SECONDS = 5  # for requests in flight; a slow upload must not keep the server from ending
 
 
-def serve(bundle: Bundle, task: Task, store_url: str, host: str, port: int, announce: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Listening:
+    """Where and how a server listens.
+
+    Attributes:
+        host: the address.
+        port: 0 picks a free one.
+        certificate, private_key: PEM files for TLS; without them, the server speaks plain HTTP.
+        insecure: speak plain HTTP although others than this machine can hear it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    certificate: Path | None = None
+    private_key: Path | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise InputError("TLS needs a certificate and its key: give both --tls-cert and --tls-key")
+        if self.certificate is None and not self.insecure and not is_loopback(self.host):
+            raise InputError(
+                f"{self.host}: secrets and updates would go over the network as they are; give --tls-cert and"
+                " --tls-key, or --insecure where something in front of this server speaks TLS"
+            )
+
+
+def serve(
+    bundle: Bundle,
+    task: Task,
+    store_url: str,
+    spool_folder: Path,
+    keys: Keys,
+    listening: Listening,
+    announce: Callable[[str], None],
+    anybody: bool = False,
+) -> None:
     """Serve a task until SIGINT or SIGTERM.
 
     Args:
@@ -29,20 +74,29 @@ def serve(bundle: Bundle, task: Task, store_url: str, host: str, port: int, anno
         task: what they are to do.
         store_url: an SQLAlchemy URL, such as ``sqlite:///server.db``; a database with committed rounds is
             continued.
-        host: the address to listen at.
-        port: 0 picks a free one.
+        spool_folder: for the reports of the open round; the same for all servers on the database.
+        keys: of the people who run the fleet.
+        listening: where.
         announce: called with the base URL, once requests are answered.
+        anybody: whether devices enrol without a code; only where nobody else can reach the server.
 
     Raises:
         NetworkError: the address can't be listened at.
-        InputError: the database can't be opened, or belongs to another model.
+        InputError: the database or the spool can't be opened, the database belongs to another model, or the certificate
+            can't be used.
     """
+    if anybody and not is_loopback(listening.host):
+        raise InputError(
+            f"{listening.host}: with --open-enrolment everybody could take part; it is for 127.0.0.1 alone"
+        )
     manifest = bundle.manifest
-    with closing(_listen(host, port)) as listener:
+    with closing(_listen(listening.host, listening.port)) as listener:
         initial = dump_weights(bundle.initial_weights(), manifest.tensors)
-        with closing(Store(store_url, manifest.model_id, initial)) as store:
+        with closing(Store(store_url, manifest.model_id, initial)) as store, closing(Spool(spool_folder)) as spool:
+            coordinator = Coordinator(bundle, task, store, spool)
+            desk = Desk(coordinator, Committer(coordinator))
             config = uvicorn.Config(
-                create_app(Coordinator(bundle, task, store)),
+                create_app(desk, Enrolments(store, task, anybody), keys),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -50,7 +104,10 @@ def serve(bundle: Bundle, task: Task, store_url: str, host: str, port: int, anno
                 lifespan="on",
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
-            _Server(config, lambda: announce(_base_url(listener))).run(sockets=[listener])
+            config.load()
+            if listening.certificate is not None:
+                config.ssl = _tls(listening)
+            _Server(config, lambda: announce(_base_url(listener, config.is_ssl))).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -77,10 +134,35 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _tls(listening: Listening) -> ssl.SSLContext:
+    assert listening.certificate is not None and listening.private_key is not None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for path in (listening.certificate, listening.private_key):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; --tls-cert and --tls-key name PEM files")
+    try:
+        context.load_cert_chain(listening.certificate, listening.private_key)
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise InputError(f"{listening.certificate}: can't be used with {listening.private_key}: {reason}") from None
+    return context
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=4096)
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error)
         # Python adds the address, which the message has already.
@@ -88,6 +170,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise NetworkError(f"can't listen at {host}:{port}: {reason}; choose another --host or --port") from None
 
 
-def _base_url(listener: socket.socket) -> str:
+def _base_url(listener: socket.socket, secure: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

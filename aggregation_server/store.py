@@ -229,8 +229,8 @@ class Ledger:
 
     def begin_round(self, number: int, task: str, now: float) -> Round:
         """Open a round; there must be no other."""
-        values = {"number": number, "task": task, "phase": Phase.SELECTION.value, "reason": "", "since": now}
-        values |= {"opened": now, "offered": 0, "cohort": 0, "reported": 0, "counts": asdict(Counts())}
+        values: dict[str, Any] = {"number": number, "task": task, "phase": Phase.SELECTION.value, "reason": ""}
+        values |= {"since": now, "opened": now, "offered": 0, "cohort": 0, "reported": 0, "counts": asdict(Counts())}
         row = self.connection.execute(insert(ROUNDS).values(**values).returning(ROUNDS)).one()
         return _round(row, self._config)
 
@@ -238,9 +238,7 @@ class Ledger:
         """Write how a round stands."""
         values = {"phase": current.phase.value, "reason": current.reason, "since": current.since}
         values |= {"offered": current.offered, "cohort": current.cohort, "reported": current.reported}
-        self.connection.execute(
-            update(ROUNDS).where(ROUNDS.c.id == current.id).values(**values, counts=asdict(counts))
-        )
+        self.connection.execute(update(ROUNDS).where(ROUNDS.c.id == current.id).values(**values, counts=asdict(counts)))
 
     def drop_round(self, round_id: int) -> None:
         """Forget an open round that nobody was in."""
@@ -261,7 +259,8 @@ class Ledger:
 
     def insert_record(self, record: RoundRecord, now: float, optimizer: bytes | None = None) -> None:
         """Write a round that never was open."""
-        values = {"number": record.number, "task": record.task, "phase": record.outcome, "reason": record.reason}
+        values: dict[str, Any] = {"number": record.number, "task": record.task, "phase": record.outcome}
+        values |= {"reason": record.reason}
         values |= {"since": now, "opened": now, "offered": 0, "reported": 0, "counts": asdict(record.counts)}
         self.connection.execute(insert(ROUNDS).values(**values | _result(record), optimizer=optimizer))
 
@@ -278,11 +277,15 @@ class Ledger:
         """The identity of a version's weights, where they are still there."""
         if number == 0:
             return self.fleet.initial_weights
-        query = select(ROUNDS.c.weights).join(WEIGHTS).where(
-            ROUNDS.c.number == number,
-            ROUNDS.c.phase == Phase.COMMITTED.value,
-            ROUNDS.c.task != "evaluation",
-            WEIGHTS.c.data.is_not(None),
+        query = (
+            select(ROUNDS.c.weights)
+            .join(WEIGHTS)
+            .where(
+                ROUNDS.c.number == number,
+                ROUNDS.c.phase == Phase.COMMITTED.value,
+                ROUNDS.c.task != "evaluation",
+                WEIGHTS.c.data.is_not(None),
+            )
         )
         return self.connection.execute(query).scalar()
 
@@ -359,9 +362,7 @@ class Ledger:
 _DEVICES = select(DEVICES.c.name, DEVICES.c.secret, DEVICES.c.revoked, DEVICES.c.participated).where(
     DEVICES.c.name.in_(bindparam("names", expanding=True))
 )
-_STANDINGS = select(
-    PARTICIPANTS.c.round_id, PARTICIPANTS.c.device, PARTICIPANTS.c.seat, PARTICIPANTS.c.reported
-).where(
+_STANDINGS = select(PARTICIPANTS.c.round_id, PARTICIPANTS.c.device, PARTICIPANTS.c.seat, PARTICIPANTS.c.reported).where(
     PARTICIPANTS.c.round_id.in_(bindparam("ids", expanding=True)),
     PARTICIPANTS.c.device.in_(bindparam("names", expanding=True)),
 )

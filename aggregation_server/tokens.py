@@ -1,8 +1,8 @@
 """What proves who somebody is: devices' secrets, the tokens of a round, the keys of people.
 
-A secret is drawn at random and long, so its plain SHA-256 can be stored: there is no dictionary to try. A round's token
-is not stored at all. It is a keyed hash (HMAC-SHA-256) of the round and the device, so that the same device is given the
-same token again, nobody else can use it, and a server knows without its database that an upload is worth reading.
+A secret is drawn at random and long, so its plain SHA-256 can be stored: there is no dictionary to try. A round's
+token is not stored at all. It is a keyed hash (HMAC-SHA-256) of the round and the device, so that the same device is
+given the same token again, nobody else can use it, and a server knows without its database that an upload is worth reading.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def read_key(path: Path, role: Role) -> str:
         InputError: the file can't be read or made, others may read it, or it holds no key.
     """
     try:
-        with path.open("x", opener=_private) as file:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32) + "\n")
     except FileExistsError:
         pass
@@ -88,13 +89,11 @@ def read_key(path: Path, role: Role) -> str:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: can't read the {role}'s key: {getattr(error, 'strerror', None) or error}") from None
     if not re.fullmatch(r"[!-~]{32,}", key):
-        raise InputError(f"{path}: expected the {role}'s key, a line of at least 32 characters; delete it for a new one")
+        raise InputError(
+            f"{path}: expected the {role}'s key, a line of at least 32 characters; delete it for a new one"
+        )
     return key
 
 
 def _code(text: str, client: str, key: bytes) -> str:
     return hmac.new(key, f"{text}-{client}".encode(), hashlib.sha256).hexdigest()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -29,7 +29,6 @@ from aggregation_server.task import Task
 from aggregation_server.tokens import Ticket, hashed, read_token, same, token_for
 from device_runtime.messages import CheckInReply, Configuration, EvaluationReport, ReportReply
 
-
 Reply = CheckInReply | Configuration | ReportReply | bool
 Checked = bytes | EvaluationReport | ReportReply
 """A report whose content is valid, as it is to be kept, or the refusal of one that is not."""
@@ -254,5 +253,3 @@ class Turn:
 def _evaluation(report: Checked) -> dict[str, float]:
     assert isinstance(report, EvaluationReport)  # a refusal is never counted
     return report.to_json()
-
-

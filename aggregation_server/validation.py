@@ -12,6 +12,7 @@ from device_runtime import codec
 from device_runtime.bundle import Manifest
 from device_runtime.codec import EncodedUpdate
 from device_runtime.errors import UpdateError
+from device_runtime.messages import EvaluationReport
 from device_runtime.tensors import TensorSpec
 
 # The format gives a metric's name one byte of length; ASCII characters make the longest name that fits.
@@ -47,3 +48,7 @@ def validated_update(body: bytes, manifest: Manifest, round_number: int) -> Enco
 def largest_update(specs: Sequence[TensorSpec]) -> int:
     """Length in bytes of the longest encoded update that can be valid for a model with these tensors."""
     return max(codec.encoded_size(specs, name, _LONGEST_METRICS) for name in codec.CODECS)
+
+
+def validated_evaluation(body: bytes, round_number: int) -> EvaluationReport:
+    raise NotImplementedError

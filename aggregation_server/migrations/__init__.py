@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Engine, inspect, text
 
 _FIRST = "0001"  # the schema of databases from before their versions were written down
@@ -32,5 +33,5 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
             if "rounds" in tables and "alembic_version" not in tables:
                 command.stamp(config, _FIRST)
             command.upgrade(config, revision)
-        except command.util.CommandError as error:
+        except CommandError as error:
             raise ValueError(f"made by a newer version of pocketfed ({error})") from None

@@ -1,1 +1,1 @@
-"""The fleet over HTTP: `app` puts it together; `devices` are the calls of devices, `people` those of who runs the fleet."""
+"""The fleet over HTTP: `app` puts it together; `devices` has the calls of devices, `people` the others."""

@@ -46,7 +46,7 @@ def caller_of(request: Request) -> Caller:
             colon = ""
         if colon and name.isprintable() and len(name) <= 64:
             return Caller(name, secret)
-    raise ProblemError(401, "no_caller", "expected the header 'Authorization: Basic …' with a name and its secret", _ASK)
+    raise ProblemError(401, "no_caller", "expected 'Authorization: Basic …' with a name and its secret", _ASK)
 
 
 def unknown_caller() -> ProblemError:

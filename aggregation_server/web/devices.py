@@ -82,8 +82,11 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
 
     @router.post(
         messages.CHECK_IN,
-        responses={200: {"model": messages.CheckInReply}, 404: {"model": messages.CheckInReply}}
-        | problems(400, 401, 408, 413, 429, 503),
+        responses={
+            200: {"model": messages.CheckInReply},
+            404: {"model": messages.CheckInReply},
+            **problems(400, 401, 403, 408, 413, 429, 503),
+        },
         openapi_extra=_json_body(_CHECK_IN),
     )
     async def check_in(request: Request) -> Response:
@@ -108,8 +111,10 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
 
     @router.post(
         messages.REPORT,
-        responses={status: {"model": messages.ReportReply} for status in (200, 400, 409, 413)}
-        | problems(401, 408, 429, 503),
+        responses={
+            **{status: {"model": messages.ReportReply} for status in (200, 400, 409, 413)},
+            **problems(401, 403, 408, 429, 503),
+        },
         openapi_extra={
             "parameters": [_TOKEN_HEADER],
             "requestBody": {"required": True, "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}},

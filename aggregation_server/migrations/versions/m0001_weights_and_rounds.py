@@ -21,7 +21,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("outcome", sa.String(16), nullable=False),
-        sa.Column("weights", sa.ForeignKey("weights.sha256"), nullable=False),
+        sa.Column("weights", sa.String(64), sa.ForeignKey("weights.sha256"), nullable=False),
         sa.Column("model_id", sa.String(32), nullable=False),
         sa.Column("started", sa.Float, nullable=False),
         sa.Column("ended", sa.Float, nullable=False),

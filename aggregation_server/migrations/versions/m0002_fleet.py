@@ -37,8 +37,8 @@ def _create() -> None:
         sa.Column("paused", sa.Boolean, nullable=False),
         sa.Column("token_key", sa.LargeBinary, nullable=False),
         sa.Column("number", sa.Integer, nullable=False),
-        sa.Column("weights", sa.ForeignKey("weights.sha256"), nullable=False),
-        sa.Column("initial_weights", sa.ForeignKey("weights.sha256"), nullable=False),
+        sa.Column("weights", sa.String(64), sa.ForeignKey("weights.sha256"), nullable=False),
+        sa.Column("initial_weights", sa.String(64), sa.ForeignKey("weights.sha256"), nullable=False),
         sa.Column("released", sa.Integer),
         sa.Column("counts", sa.JSON, nullable=False),
     )
@@ -63,7 +63,7 @@ def _create() -> None:
         sa.Column("cohort", sa.Integer, nullable=False),
         sa.Column("reported", sa.Integer, nullable=False),
         sa.Column("counts", sa.JSON, nullable=False),
-        sa.Column("weights", sa.ForeignKey("weights.sha256")),
+        sa.Column("weights", sa.String(64), sa.ForeignKey("weights.sha256")),
         sa.Column("optimizer", sa.LargeBinary),
         sa.Column("started", sa.Float),
         sa.Column("ended", sa.Float),
@@ -89,8 +89,8 @@ def _create() -> None:
     )
     op.create_table(
         "participants",
-        sa.Column("round_id", sa.ForeignKey("rounds.id"), primary_key=True),
-        sa.Column("device", sa.ForeignKey("devices.name"), primary_key=True),
+        sa.Column("round_id", sa.Integer, sa.ForeignKey("rounds.id"), primary_key=True),
+        sa.Column("device", sa.String(64), sa.ForeignKey("devices.name"), primary_key=True),
         sa.Column("seat", sa.Integer),
         sa.Column("reported", sa.Boolean, nullable=False),
         sa.Column("segment", sa.String(64)),
