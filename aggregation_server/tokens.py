@@ -1,8 +1,8 @@
 """What proves who somebody is: devices' secrets, the tokens of a round, the keys of people.
 
-A secret is drawn at random and long, so its plain SHA-256 can be stored: there is no dictionary to try. A round's
-token is not stored at all. It is a keyed hash (HMAC-SHA-256) of the round and the device, so that the same device is
-given the same token again, nobody else can use it, and a server knows without its database that an upload is worth reading.
+A secret is drawn at random and long, so its plain SHA-256 can be stored: there is no dictionary to try. A round's token
+is not stored at all. It is a keyed hash (HMAC-SHA-256) of the round and the device: the same device is given the same
+token again, nobody else can use it, and a server knows without its database whether an upload is worth reading.
 """
 
 from __future__ import annotations
