@@ -122,9 +122,8 @@ def _run(options: argparse.Namespace) -> int:
         cap_memory(limits)
         try:
             with _told_to_end(participant):
-                enrol = functools.partial(
-                    _enrol, options, kept, functools.cache(functools.partial(code, options)), events
-                )
+                ask = functools.cache(lambda: code(options))  # once, for it may come from standard input
+                enrol = functools.partial(_enrol, options, kept, ask, events)
                 _take_part(participant, enrol, options.rounds, _teller(events), options.keep_trying, events)
         except EndedError:
             events.tell("ended", "ended, as it was told to")
