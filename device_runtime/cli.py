@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from device_runtime import __version__
-from device_runtime.commands import conditions, data, install, run, selftest, systemd_unit, train
+from device_runtime.commands import conditions, data, enrol, install, run, selftest, systemd_unit, train
 from device_runtime.commands.options import EXIT_CODES
 from device_runtime.errors import PocketfedError
 
-_COMMANDS = (run, train, selftest, install, data, conditions, systemd_unit)
+_COMMANDS = (enrol, run, train, selftest, install, data, conditions, systemd_unit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

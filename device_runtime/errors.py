@@ -4,8 +4,10 @@ PocketfedError
 ├── CheckFailedError   1  a check ran to its end and found a difference
 ├── InputError         2  wrong usage or input; the message names the file or field
 ├── NetworkError       3  the server could not be reached, or failed
-└── IntegrityError     4  a hash, a checksum, a signature or a format does not hold
-    └── UpdateError       the same for one encoded update; `reason` is what a server counts it under
+├── IntegrityError     4  a hash, a checksum, a signature or a format does not hold
+│   └── UpdateError       the same for one encoded update; `reason` is what a server counts it under
+├── UntrustedError     4  the server can't prove that it is the one that is meant
+└── TurnedAwayError    5  the server does not take this device; waiting does not change that
 
 The other packages derive their errors from these, so that every command maps an error to a message of
 one line and to an exit code in one place.
@@ -50,3 +52,15 @@ class UpdateError(IntegrityError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class UntrustedError(PocketfedError):
+    """The server's certificate does not verify; nothing was said to it."""
+
+    exit_code = 4
+
+
+class TurnedAwayError(PocketfedError):
+    """The server was reached, and does not take this device; the message says what its owner can do."""
+
+    exit_code = 5

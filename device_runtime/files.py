@@ -19,21 +19,22 @@ except ImportError:  # Windows
 _PIECE = 1 << 16
 
 
-def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def write_whole(path: Path, pieces: Iterable[bytes | memoryview], private: bool = False) -> None:
     """Write a file that at any instant has its old content or all of the new one: beside it, flushed, then renamed.
 
-    One process at a time writes a path; what a killed one left beside it is written over.
+    One process at a time writes a path; what a killed one left beside it is written over. A `private` file is its
+    owner's alone (mode 0600), before there is a byte in it.
 
     Raises:
         InputError: it can't be written; the old content stands.
     """
     try:
-        replace_whole(path, pieces)
+        replace_whole(path, pieces, private)
     except OSError as error:
         raise unwritable(path, error) from None
 
 
-def replace_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def replace_whole(path: Path, pieces: Iterable[bytes | memoryview], private: bool = False) -> None:
     """`write_whole` for those who have words of their own for what goes wrong.
 
     Raises:
@@ -41,7 +42,9 @@ def replace_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """
     beside = path.with_name(f"{path.name}.new")
     try:
-        with beside.open("wb") as file:
+        if private:
+            beside.unlink(missing_ok=True)  # what is there already keeps the mode that it has
+        with open(beside, "wb", opener=_open_private if private else None) as file:
             for piece in pieces:
                 file.write(piece)
             flush(file)
@@ -51,6 +54,10 @@ def replace_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL, 0o600)
 
 
 def flush(file: BinaryIO) -> None:

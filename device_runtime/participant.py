@@ -1,16 +1,18 @@
-"""A device's part in the rounds of a population: check in, train, report, over and over.
+"""A device's part in the rounds of a population: check in, train or evaluate, report, over and over.
 
 Whatever ends the process, the next one goes on where it was (docs/device.md): an update that was not answered is sent
-again, and a training goes on from its progress when the server gives the round's token again.
+again, a training goes on from its progress when the server gives the round's token again, and an evaluation, which is
+short, begins again.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,20 +22,20 @@ from device_runtime.bundle_cache import BundleCache
 from device_runtime.deadline import LONGEST, Clocks, Deadline
 from device_runtime.device_bundles import DeviceBundles
 from device_runtime.device_state import DeviceState, SpooledUpdate
-from device_runtime.eligibility.conditions import Conditions
-from device_runtime.errors import InputError, NetworkError, UpdateError
+from device_runtime.errors import InputError, NetworkError, TurnedAwayError, UpdateError
 from device_runtime.examples import Examples, NoExamplesError, has_examples, load_examples
 from device_runtime.feedback import ErrorFeedback
 from device_runtime.installation import Installation
 from device_runtime.interpreter import runtime_version
-from device_runtime.limits import Limits, over_memory, release_memory, require_memory
-from device_runtime.messages import CheckIn, Configuration
-from device_runtime.progress import Position, Progress, SavePolicy, kept_task
+from device_runtime.limits import release_memory, require_memory
+from device_runtime.messages import CheckIn, Configuration, EvaluationReport, ReportReply, TaskKind
+from device_runtime.progress import Position, Progress, kept_task
 from device_runtime.report import encoded_report
 from device_runtime.sealed import remove
 from device_runtime.server_client import ServerClient
 from device_runtime.trainer import StoppedError, Trainer
 from device_runtime.transport import RetryPolicy
+from device_runtime.watch import GivenUpError, Habits, Watch
 from device_runtime.weights import WeightsFile
 from device_runtime.weights_cache import WeightsCache
 from device_runtime.work import ClientWork
@@ -42,8 +44,6 @@ if TYPE_CHECKING:  # cryptography is loaded only where keys are trusted
     from device_runtime.signature import TrustedKeys
 
 _GIVEN_UP = RetryPolicy(first_wait=1.0, longest_wait=60.0)  # of asking whether a round is over that was given up
-
-DEADLINE_PASSED = "the deadline passed during the training"
 
 
 class Outcome(enum.Enum):
@@ -65,27 +65,6 @@ class Session:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Habits:
-    """How a device works.
-
-    Attributes:
-        threads: of the interpreter.
-        save: when a training's progress is saved.
-        limits: on memory and on seconds of training a round.
-        conditions: when it may work; None is always.
-        conditions_seconds: between two looks at conditions that are not met, or for examples where there are none.
-        error_feedback: whether what an update's encoding lost is added to the next.
-    """
-
-    threads: int = 1
-    save: SavePolicy = field(default_factory=SavePolicy)
-    limits: Limits = field(default_factory=Limits)
-    conditions: Conditions | None = None
-    conditions_seconds: float = 5.0
-    error_feedback: bool = False
-
-
 class Participant:
     """A device with its local examples.
 
@@ -93,7 +72,8 @@ class Participant:
         server: where to check in.
         population: the population to take part in.
         client: this device's name there.
-        data: file with the local examples, ``.npz`` or a local store; checked against each bundle.
+        examples: for each task that it takes part in, the file with its local examples, ``.npz`` or a local store;
+            checked against each bundle.
         cache: folder for downloaded bundles.
         state: what is remembered of a round.
         habits: how it works.
@@ -108,7 +88,7 @@ class Participant:
         server: ServerClient,
         population: str,
         client: str,
-        data: Path,
+        examples: Mapping[TaskKind, Path],
         cache: Path,
         state: DeviceState,
         habits: Habits | None = None,
@@ -121,12 +101,13 @@ class Participant:
     ) -> None:
         self._server = server
         self._check_in = CheckIn(population, client, runtime_version())
-        self._data = data
+        self._sources = dict(examples)
         downloaded = BundleCache(cache, trusted)
         self._bundles = downloaded if installation is None else DeviceBundles(downloaded, installation)
         self._state = state
         self._weights = WeightsCache(state.weights, notice)
         self._habits = habits or Habits()
+        self._watch = Watch(self._habits, notice, sleep)
         self._feedback = ErrorFeedback(state.folder) if self._habits.error_feedback else None
         self._notice = notice
         self._sleep = sleep
@@ -169,11 +150,11 @@ class Participant:
         An update that an earlier process left unanswered is reported first, in its place.
         """
         spooled = self._state.update
-        self._await(self._unmet if spooled is not None else self._unready)
         if spooled is not None:
+            self._watch.wait_while(self._watch.unmet)
             self._notice("update_found", round=spooled.round_number, bytes=len(spooled.data))
-            return self._report(spooled)
-        reply = self._server.check_in(self._check_in)
+            return self._report_update(spooled)
+        reply = self._server.check_in(replace(self._check_in, tasks=list(self._ready_for())))
         if reply.decision == "complete":
             self._state.settle()
             return Session(Outcome.COMPLETE)
@@ -194,7 +175,7 @@ class Participant:
         if configuration.state == "aborted":
             self._state.settle()
             return Session(Outcome.ABORTED, reply.round_number, "it ended without this device")
-        return self._train_and_report(reply.token, configuration)
+        return self._work(reply.token, configuration)
 
     def _await_start(self, token: str, wait: float) -> Configuration:
         while True:
@@ -204,12 +185,12 @@ class Participant:
                 return configuration
             wait = configuration.retry_after_seconds
 
-    def _train_and_report(self, token: str, configuration: Configuration) -> Session:
+    def _work(self, token: str, configuration: Configuration) -> Session:
         work, number = ClientWork.from_json(configuration.work), configuration.round_number
         deadline = Deadline.in_seconds(work.deadline_seconds, self._clocks)
         bundle = self._bundles.get(configuration.bundle, self._server)  # verified, from here or from there
         try:
-            examples = self._examples(bundle, token)
+            examples = self._examples(configuration.task, bundle, token)
         except NoExamplesError as error:  # they were deleted, or have expired, since this device checked in
             self._state.settle(token)
             return Session(Outcome.ABORTED, number, str(error))
@@ -218,23 +199,35 @@ class Participant:
         release_memory()  # of decoding them
         try:
             with WeightsFile(path, bundle.manifest.tensors) as weights:
-                update = self._train(bundle, weights, examples, work, token, configuration, deadline)
-        except (_GivenUpError, UpdateError) as error:  # with other weights or on another day it may go well
+                finished = (
+                    self._evaluate(bundle, weights, examples, work, number, deadline)
+                    if configuration.task == "evaluation"
+                    else self._train(bundle, weights, examples, work, token, configuration, deadline)
+                )
+        except (GivenUpError, UpdateError) as error:  # with other weights or on another day it may go well
             self._state.settle(token)
             return Session(Outcome.ABORTED, number, str(error))
         del examples  # they may be many, and a report may take long
+        if isinstance(finished, EvaluationReport):
+            return self._report_evaluation(token, finished, deadline)
         try:
-            self._state.spool(update)
+            self._state.spool(finished)
         except InputError as error:  # a disk that is full costs the safety of the update, and not the update
             self._notice("update_not_kept", round=number, reason=str(error))
-        return self._report(update)
+        return self._report_update(finished)
 
-    def _examples(self, bundle: Bundle, token: str) -> Examples:
-        """The examples of the round with this token."""
+    def _examples(self, task: TaskKind, bundle: Bundle, token: str) -> Examples:
+        """The examples of the round with this token.
+
+        Raises:
+            NoExamplesError: there are none for this task.
+        """
+        if task not in self._sources:
+            raise NoExamplesError(f"this device has no examples for a round of {task}, and did not offer to take part")
         kept = kept_task(self._state.progress)
         # Of a store that has grown meanwhile, a training that goes on takes what it began with.
         through = kept.get("last") if kept.get("token") == token else None
-        return load_examples(self._data, bundle.manifest, through)
+        return load_examples(self._sources[task], bundle.manifest, through)
 
     def _train(
         self,
@@ -249,10 +242,10 @@ class Participant:
         """The round's update, encoded.
 
         Raises:
-            _GivenUpError: the deadline passed, or a limit was met.
+            GivenUpError: the deadline passed, or a limit was met.
             UpdateError: the training diverged.
         """
-        manifest, number, limits = bundle.manifest, configuration.round_number, self._habits.limits
+        manifest, number = bundle.manifest, configuration.round_number
         trainer = Trainer(bundle, self._habits.threads)
         notice = partial(self._notice, round=number)
         task = {
@@ -270,16 +263,9 @@ class Participant:
         notice("training", examples=len(examples))
 
         def stop(position: Position) -> str | None:
-            if deadline.left < 0:
-                raise _GivenUpError(DEADLINE_PASSED)
-            if limits.seconds is not None and position.seconds > limits.seconds:
-                raise _GivenUpError(f"the training took longer than --max-seconds allows, {limits.seconds:g}")
-            if over_memory(limits):
-                raise InputError(
-                    f"bundle {manifest.name!r}: the training took more memory than --max-memory allows; name more,"
-                    " or have the task use smaller batches"
-                )
-            return "it is to end" if self._ending else self._unmet()
+            self._watch.require_time(position.seconds, deadline)
+            self._watch.require_memory(manifest)
+            return "it is to end" if self._ending else self._watch.unmet()
 
         while True:
             self._training = True
@@ -291,7 +277,7 @@ class Participant:
                     raise EndedError from None
                 self._training = False
                 notice("paused", reason=stopped.reason, steps=stopped.position.steps)
-                self._await(self._unmet, deadline)
+                self._watch.wait_while(self._watch.unmet, deadline)
                 notice("resumed")
             finally:
                 self._training = False
@@ -301,65 +287,91 @@ class Participant:
         until = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
         return SpooledUpdate(number, token, until, trained.metrics["loss"], update)
 
-    def _report(self, update: SpooledUpdate) -> Session:
-        session, given_up = self._reported(update)
+    def _evaluate(
+        self,
+        bundle: Bundle,
+        weights: WeightsFile,
+        examples: Examples,
+        work: ClientWork,
+        number: int,
+        deadline: Deadline,
+    ) -> EvaluationReport:
+        """The weights' sums over the examples.
+
+        Raises:
+            GivenUpError: the deadline passed, or a limit was met.
+            UpdateError: the loss is not finite.
+        """
+        began, paused = self._clocks.device(), 0.0
+
+        def look() -> None:
+            nonlocal paused
+            now = self._clocks.device()
+            self._watch.require_time(now - began - paused, deadline)
+            self._watch.require_memory(bundle.manifest)
+            self._watch.wait_while(self._watch.unmet, deadline)
+            paused += self._clocks.device() - now
+
+        self._notice("evaluating", round=number, examples=len(examples))
+        trainer = Trainer(bundle, self._habits.threads)
+        trainer.set_weights(weights, anchor=False)
+        evaluation = trainer.evaluate(examples, work.batch_size or len(examples), look)
+        if not (math.isfinite(evaluation.loss_sum) and math.isfinite(evaluation.correct)):
+            raise UpdateError("non_finite", "the loss of these weights is not finite here")
+        return EvaluationReport(number, evaluation.examples, evaluation.correct, evaluation.loss_sum)
+
+    def _report_update(self, update: SpooledUpdate) -> Session:
+        detail = f"loss {update.loss:.4f}, {len(update.data)} bytes"
+        session, given_up = self._report(update.round_number, update.token, update.data, update.deadline, detail)
         if self._feedback is not None:  # before the update is forgotten: one that is still there is answered again
             self._feedback.settle(session.outcome is Outcome.REPORTED)
         self._state.settle(update.token if given_up else None)
         return session
 
-    def _reported(self, update: SpooledUpdate) -> tuple[Session, bool]:
+    def _report_evaluation(self, token: str, report: EvaluationReport, deadline: Deadline) -> Session:
+        loss, accuracy = report.loss_sum / report.count, report.correct / report.count
+        detail = f"evaluation, loss {loss:.4f}, accuracy {accuracy:.4f}, {report.count} predictions"
+        until = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
+        session, given_up = self._report(report.round_number, token, report, until, detail)
+        self._state.settle(token if given_up else None)
+        return session
+
+    def _report(
+        self, number: int, token: str, report: bytes | EvaluationReport, deadline: Deadline, detail: str
+    ) -> tuple[Session, bool]:
         """How the report ended, and whether the round is given up: the server may give its token again."""
-        number = update.round_number
         try:
-            reply = self._server.report(update.token, update.data, max(update.deadline.left, 0.0))
+            reply: ReportReply = self._server.report(token, report, max(deadline.left, 0.0))
         except NetworkError as error:
-            if update.deadline.left > 0:
+            if deadline.left > 0:
                 raise
-            detail = f"the deadline passed before the server took the update: {error}"
+            detail = f"the deadline passed before the server took the report: {error}"
             return Session(Outcome.ABORTED, number, detail), True
         # A duplicate is our own report whose acknowledgement was lost on the way.
         if reply.verdict == "accepted" or reply.reason == "duplicate":
-            detail = f"loss {update.loss:.4f}, {len(update.data)} bytes"
             return Session(Outcome.REPORTED, number, detail), False
         detail = f"{reply.reason}: {reply.message}"
         if reply.verdict == "aborted":
             return Session(Outcome.ABORTED, number, detail), False
-        return Session(Outcome.REFUSED, number, detail), True  # the server would refuse the same update again
+        return Session(Outcome.REFUSED, number, detail), True  # the server would refuse the same report again
 
-    def _unmet(self) -> str | None:
-        return None if self._habits.conditions is None else self._habits.conditions.unmet()
+    def _ready_for(self) -> tuple[TaskKind, ...]:
+        """The tasks for which there are examples, once there are some and the conditions are met.
 
-    def _unready(self) -> str | None:
-        """Why no round may begin: for want of examples a place in a cohort would be taken in vain."""
-        if has_examples(self._data):
-            return self._unmet()
-        remove(self._state.progress)  # what is deleted does not stay in what was trained on it
-        return "no local examples"
-
-    def _await(self, reason_to_wait: Callable[[], str | None], deadline: Deadline | None = None) -> None:
-        """Wait until there is no reason to any more.
-
-        Raises:
-            _GivenUpError: the deadline comes first.
+        Without examples no round may begin: a place in a cohort would be taken in vain.
         """
-        told = None
-        while (reason := reason_to_wait()) is not None:
-            if deadline is not None and deadline.left < 0:
-                raise _GivenUpError(DEADLINE_PASSED)
-            if reason != told:
-                self._notice("waiting", reason=reason)
-                told = reason
-            self._sleep(self._habits.conditions_seconds)
+        tasks: tuple[TaskKind, ...] = ()
 
+        def unready() -> str | None:
+            nonlocal tasks
+            tasks = tuple(task for task, path in self._sources.items() if has_examples(path))
+            if "training" not in tasks:
+                remove(self._state.progress)  # what is deleted does not stay in what was trained on it
+            return self._watch.unmet() if tasks else "no local examples"
 
-class TurnedAwayError(NetworkError):
-    """The server takes no part of this population or client; waiting does not change that."""
+        self._watch.wait_while(unready)
+        return tasks
 
 
 class EndedError(BaseException):
     """The participant was told to end; like KeyboardInterrupt, nothing on the way takes it for a failure."""
-
-
-class _GivenUpError(Exception):
-    """This device ends its part in the round; the message says why."""

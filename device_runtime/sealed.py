@@ -33,13 +33,15 @@ _DIGEST = 32
 _PIECE = 1 << 16
 
 
-def seal(path: Path, header: Mapping[str, Any], payload: Iterable[bytes | memoryview] = ()) -> None:
-    """Write a sealed file; the payload's pieces are asked for one at a time.
+def seal(
+    path: Path, header: Mapping[str, Any], payload: Iterable[bytes | memoryview] = (), private: bool = False
+) -> None:
+    """Write a sealed file; the payload's pieces are asked for one at a time. `private` as of `write_whole`.
 
     Raises:
         InputError: it can't be written; the old content stands.
     """
-    write_whole(path, _with_digest(header, payload))
+    write_whole(path, _with_digest(header, payload), private)
 
 
 def _with_digest(header: Mapping[str, Any], payload: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

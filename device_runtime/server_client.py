@@ -10,37 +10,53 @@ from urllib.parse import quote
 
 from device_runtime import messages
 from device_runtime.download import fetch
-from device_runtime.errors import IntegrityError, NetworkError
-from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply
+from device_runtime.errors import IntegrityError, NetworkError, TurnedAwayError
+from device_runtime.messages import (
+    CheckIn,
+    CheckInReply,
+    Configuration,
+    Enrolment,
+    EnrolmentReply,
+    EvaluationReport,
+    ReportReply,
+)
 from device_runtime.tensors import sha256
 from device_runtime.transport import Response, Transport
 
 _LONGEST_WAIT = 86_400.0  # seconds; whatever a server asks for, a device comes back within a day
-_Message = TypeVar("_Message", CheckInReply, Configuration, ReportReply)
+_JSON = {"Content-Type": "application/json"}
+_Message = TypeVar("_Message", EnrolmentReply, CheckInReply, Configuration, ReportReply)
 
 
 class ServerClient:
-    """A server as a device sees it; every method raises NetworkError where it can't be reached."""
+    """A server as a device sees it.
+
+    Every method raises NetworkError where it can't be reached, and TurnedAwayError where it does not take this device.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
+    def enrol(self, enrolment: Enrolment) -> EnrolmentReply:
+        """Tell the server the secret by which it is to know this device; the one call that names no caller."""
+        return _parse(EnrolmentReply, self._post(messages.ENROL, enrolment.to_json()), "enrolment")
+
     def check_in(self, check_in: CheckIn) -> CheckInReply:
         """Offer to take part in a round."""
-        body = json.dumps(check_in.to_json()).encode()
-        response = self._transport.request("POST", messages.CHECK_IN, body, {"Content-Type": "application/json"})
-        return _parse(CheckInReply, response, "check-in")
+        return _parse(CheckInReply, self._post(messages.CHECK_IN, check_in.to_json()), "check-in")
 
     def configuration(self, token: str, holds: str | None = None) -> Configuration:
         """Ask for the work of the round that the token stands for; `holds` is the weights that are here already."""
         path = messages.CONFIGURATION if holds is None else f"{messages.CONFIGURATION}?{messages.HOLDS}={quote(holds)}"
-        response = self._transport.request("GET", path, headers=_authorization(token))
+        response = self._transport.request("GET", path, headers={messages.TOKEN: token})
         return _parse(Configuration, response, "configuration")
 
-    def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
-        """Hand in an encoded update; `patience` as of `Transport.retried`."""
-        headers = {**_authorization(token), "Content-Type": "application/octet-stream"}
-        response = self._transport.request("POST", messages.REPORT, update, headers, patience=patience)
+    def report(self, token: str, report: bytes | EvaluationReport, patience: float | None = None) -> ReportReply:
+        """Hand in an encoded update, or what came of an evaluation; `patience` as of `Transport.retried`."""
+        headers = {messages.TOKEN: token, "Content-Type": "application/octet-stream"}
+        if isinstance(report, EvaluationReport):
+            report, headers = json.dumps(report.to_json()).encode(), headers | _JSON
+        response = self._transport.request("POST", messages.REPORT, report, headers, patience=patience)
         return _parse(ReportReply, response, "report")
 
     def fetch(self, path: str, identity: str, limit: int, target: Path) -> None:
@@ -72,25 +88,26 @@ class ServerClient:
             raise NetworkError(f"{path}: the server answers with status {response.status}")
         return response.body if response.status == 200 else None
 
-
-def _authorization(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
+    def _post(self, path: str, message: dict[str, Any]) -> Response:
+        return self._transport.request("POST", path, json.dumps(message).encode(), _JSON)
 
 
 def _parse(kind: type[_Message], response: Response, what: str) -> _Message:
-    """The answer as a message whose every field is what its annotation says, else `NetworkError`."""
+    """The answer as a message whose every field is what its annotation says, else an error."""
     try:
         message = kind(**json.loads(response.body))
     except (ValueError, TypeError, RecursionError):
         message = None
     if message is None or not all(_fits(getattr(message, name), hint) for name, hint in get_type_hints(kind).items()):
-        raise NetworkError(f"{what}: {_reason(response)}")
+        raise (TurnedAwayError if response.status == 403 else NetworkError)(f"{what}: {_reason(response)}")
     return message
 
 
 def _fits(value: Any, annotation: Any) -> bool:
     if get_origin(annotation) is Literal:
-        return value in get_args(annotation)
+        return isinstance(value, str) and value in get_args(annotation)
+    if isinstance(value, bool):  # which Python counts among the integers
+        return False
     if annotation is float:  # all of them are seconds to wait
         return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= _LONGEST_WAIT
     if annotation is str:  # tokens and identities go into headers and paths

@@ -39,11 +39,21 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and accuracy over `examples` examples."""
+    """Sums over `examples` predictions: of their losses, and of those that were right by the model's metric."""
 
-    loss: float
-    accuracy: float
+    loss_sum: float
+    correct: float
     examples: int
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return self.loss_sum / self.examples
+
+    @property
+    def accuracy(self) -> float:
+        """The share that was right, or the mean of the model's metric."""
+        return self.correct / self.examples
 
 
 class Trainer:
@@ -118,16 +128,24 @@ class Trainer:
         logits: FloatArray = self._run["infer"](x=x)["logits"]
         return logits
 
-    def evaluate(self, examples: Examples) -> Evaluation:
-        """Mean loss and accuracy of the current weights over `examples`."""
+    def evaluate(
+        self, examples: Examples, batch_size: int = _EVALUATION_BATCH, look: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """Loss and accuracy of the current weights over `examples`.
+
+        Args:
+            examples: to look at.
+            batch_size: how many at a time; it is a matter of memory, and changes the sums by rounding alone.
+            look: called after each batch; what it raises ends the evaluation.
+        """
         totals = {"loss_sum": 0.0, "correct": 0.0, "count": 0.0}
-        for start in range(0, len(examples), _EVALUATION_BATCH):
-            stop = start + _EVALUATION_BATCH
+        for start in range(0, len(examples), batch_size):
+            stop = start + batch_size
             outputs = self._run["evaluate"](x=examples.x[start:stop], y=examples.y[start:stop])
             for name in totals:
                 totals[name] += float(outputs[name])
-        count = totals["count"]
-        return Evaluation(totals["loss_sum"] / count, totals["correct"] / count, int(count))
+            look()
+        return Evaluation(totals["loss_sum"], totals["correct"], int(totals["count"]))
 
     @property
     def variable_sizes(self) -> tuple[int, ...]:

@@ -1,21 +1,25 @@
-"""HTTP/1.1 with the standard library: time limits, retries, the server's window, bounded answers."""
+"""HTTP/1.1 with the standard library: time limits, retries, the server's window, bounded answers, who calls."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import random
+import select
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from device_runtime.deadline import device_clock
-from device_runtime.errors import InputError, NetworkError
+from device_runtime.errors import InputError, NetworkError, TurnedAwayError
+from device_runtime.tls import certificate_error, is_loopback, tls_context
 
 _MAX_ANSWER = 1 << 20
+_KEPT_SECONDS = 4.0  # for which a connection is good that nobody uses; servers and networks drop it soon after
 _LONGEST_WINDOW = 86_400.0  # seconds; whatever a server asks for, a device comes back within a day
 _BUSY = (429, 503)  # the answers that may say when to come back
 _Result = TypeVar("_Result")
@@ -27,6 +31,19 @@ class Response:
 
     status: int
     body: bytes
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls, for HTTP's Basic scheme (RFC 7617); the secret is in no text of it."""
+
+    name: str
+    secret: str = field(repr=False)
+
+    @property
+    def authorization(self) -> str:
+        """The header's value."""
+        return "Basic " + b64encode(f"{self.name}:{self.secret}".encode()).decode()
 
 
 @dataclass(frozen=True)
@@ -63,14 +80,20 @@ class FailedError(Exception):
 class Transport:
     """Requests to one server; the seam that a test or another protocol would replace.
 
+    As a context, it keeps its connection from one request to the next, and closes it in the end; otherwise each request
+    has its own.
+
     Args:
         base_url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
         timeout: seconds for connecting and for each read.
         retry: what to do when the network or the server fails.
         sleep, jitter, clock: exchanged by tests.
+        caller: whom each request names; None is nobody.
+        tls: how a server's certificate is verified; by the system's authorities by default.
+        insecure: whether what is said may be read on its way to another machine, for want of TLS.
 
     Raises:
-        InputError: the URL is of another form.
+        InputError: the URL is of another form, or of another machine without TLS.
     """
 
     def __init__(
@@ -81,23 +104,42 @@ class Transport:
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311
         clock: Callable[[], float] = device_clock,
+        caller: Caller | None = None,
+        tls: ssl.SSLContext | None = None,
+        insecure: bool = False,
     ) -> None:
-        try:
-            parts = urlsplit(base_url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port, parts = None, None, urlsplit("")
-        if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query:
-            raise InputError(f"server {base_url!r}: expected a URL such as http://127.0.0.1:8080")
         self._url = base_url
-        self._host: str = host
-        self._port = port
-        self._secure = parts.scheme == "https"
+        self._secure, self._host, self._port = _parsed(base_url)
+        if not (self._secure or insecure or is_loopback(self._host)):
+            raise InputError(
+                f"server {base_url!r}: what goes there without TLS can be read on the way, this device's secret too;"
+                " name an https:// server, or say --insecure"
+            )
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
         self._jitter = jitter
         self._clock = clock
+        self._caller = caller
+        self._tls = tls
+        self._keeps = False
+        self._kept: tuple[http.client.HTTPConnection, float] | None = None  # and when it was used last
+
+    def __enter__(self) -> Transport:
+        self._keeps = True
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._keeps = False
+        if self._kept is not None:
+            self._kept[0].close()
+            self._kept = None
+
+    @property
+    def origin(self) -> str:
+        """The server, in one form for all URLs of it."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._secure else 'http'}://{host}:{self._port}"
 
     def request(
         self,
@@ -117,6 +159,7 @@ class Transport:
 
         Raises:
             NetworkError: no answer, a server error or a longer answer, after all attempts.
+            UntrustedError, TurnedAwayError: see `exchange`.
         """
 
         def attempt() -> Response:
@@ -139,23 +182,50 @@ class Transport:
         Raises:
             FailedError: the server failed, or is busy.
             OSError, http.client.HTTPException, ValueError: the network failed.
+            UntrustedError: its certificate does not verify.
+            TurnedAwayError: it does not know the caller.
         """
-        connection = (
-            http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
-            )
-            if self._secure
-            else http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
-        )
+        named = {} if self._caller is None else {"Authorization": self._caller.authorization}
+        connection = self._connection()
+        keep = False
         try:
-            connection.request(method, path, body, dict(headers or {}))
+            try:
+                connection.request(method, path, body, {**named, **(headers or {})})
+            except ssl.SSLCertVerificationError as error:
+                raise certificate_error(self._url, error) from None
             with connection.getresponse() as answer:
+                if self._caller is not None and answer.status == 401:
+                    raise TurnedAwayError(
+                        f"the server {self._url} does not know {self._caller.name!r} with this secret, or has revoked"
+                        " it: enrol it anew with 'pocketfed-device enrol' and a code of the fleet's operator"
+                    )
                 if answer.status >= 500 or answer.status in _BUSY:
                     wait = _window(answer) if answer.status in _BUSY else 0.0
                     raise FailedError(f"the server failed with status {answer.status}", wait)
                 yield answer
+                keep = self._keeps and answer.isclosed() and not answer.will_close  # closed: read to its end
         finally:
+            if keep:
+                self._kept = connection, self._clock()
+            else:
+                connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        """The kept connection, unless the server has ended it or may be about to; else a new one.
+
+        So a request is never lost to a connection that was closed long ago, and none is sent twice because of one.
+        """
+        if self._kept is not None:
+            (connection, used), self._kept = self._kept, None
+            fresh = self._clock() - used < _KEPT_SECONDS
+            # What comes unasked is the connection's end.
+            if fresh and connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]:
+                return connection
             connection.close()
+        if not self._secure:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        self._tls = self._tls or tls_context()
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._tls)
 
     def retried(self, path: str, attempt: Callable[[], _Result], patience: float | None = None) -> _Result:
         """What `attempt` gives, as soon as it does not fail.
@@ -190,6 +260,19 @@ class Transport:
             if spent:
                 raise NetworkError(f"{self._url}{path}: {reason} ({attempts} attempts)")
             self._sleep(wait)
+
+
+def _parsed(url: str) -> tuple[bool, str, int]:
+    """Whether with TLS, the host, and the port; `InputError` for a URL of another form."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query:
+        raise InputError(f"server {url!r}: expected a URL such as http://127.0.0.1:8080")
+    secure = parts.scheme == "https"
+    return secure, host, port if port is not None else 443 if secure else 80
 
 
 def _window(answer: http.client.HTTPResponse) -> float:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 TRUSTED_KEYS = "POCKETFED_TRUSTED_KEYS"
 EXIT_CODES = (
-    "exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity or authenticity"
+    "exit codes: 0 done, 1 a check failed, 2 wrong usage or input, 3 network or server, 4 integrity or authenticity,"
+    " 5 turned away by the server"
 )
 _MOST_THREADS = 1024
 

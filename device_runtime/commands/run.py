@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import functools
 import random
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -24,17 +23,19 @@ from device_runtime.commands.options import (
     add_trusted_keys,
     positive,
     root,
-    seconds,
     trusted,
 )
+from device_runtime.commands.server_options import add_server, cache, code, credentials, state, transport
 from device_runtime.errors import InputError, NetworkError, PocketfedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from device_runtime.commands.options import Subparsers
+    from device_runtime.enrolment import Credentials
     from device_runtime.events import Events
     from device_runtime.installation import Installation
+    from device_runtime.messages import TaskKind
     from device_runtime.participant import Participant, Session
 
 _TRANSIENT_SECONDS = 900.0  # between tries after what may pass (Bonawitz et al. 2019), ±20 %
@@ -51,30 +52,24 @@ def add(commands: Subparsers) -> None:
         epilog=EXIT_CODES,
     )
     run.set_defaults(command=_run)
-    run.add_argument("--server", required=True, metavar="URL", help="the server, such as http://192.0.2.1:8080")
+    add_server(run)
     run.add_argument(
-        "--data", required=True, type=Path, metavar="FILE", help="local examples: .npz with x and y, or a local store"
+        "--data", type=Path, metavar="FILE", help="examples to train on: .npz with x and y, or a local store"
+    )
+    run.add_argument(
+        "--test-data",
+        type=Path,
+        metavar="FILE",
+        help="examples to evaluate on, likewise: the device takes part in rounds of evaluation too, or alone in those",
     )
     run.add_argument("--population", required=True, metavar="NAME", help="the population, by default a model's name")
-    run.add_argument("--client", default=socket.gethostname(), metavar="NAME", help="this device's name (%(default)s)")
-    run.add_argument("--cache", type=Path, metavar="DIR", help="for bundles (~/.cache/pocketfed-device)")
     add_root(run)
-    run.add_argument("--state", type=Path, metavar="DIR", help="for what it remembers of a round (CACHE/rounds)")
     run.add_argument(
         "--error-feedback",
         action="store_true",
         help="add what an update's encoding lost to the next update: for devices that take part often",
     )
     run.add_argument("--rounds", type=positive, metavar="N", help="stop after N accepted reports (no limit)")
-    run.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="of one request (%(default)s)")
-    run.add_argument("--attempts", type=positive, default=5, metavar="N", help="tries of a request (%(default)s)")
-    run.add_argument(
-        "--retry-seconds",
-        type=seconds,
-        default=1.0,
-        metavar="S",
-        help="before the 2nd try, then doubled (%(default)s)",
-    )
     run.add_argument(
         "--keep-trying",
         action="store_true",
@@ -93,32 +88,32 @@ def _run(options: argparse.Namespace) -> int:
     from device_runtime.device_state import DeviceState
     from device_runtime.events import Events
     from device_runtime.limits import Limits, cap_memory
-    from device_runtime.participant import EndedError, Habits, Participant
+    from device_runtime.participant import EndedError, Participant
     from device_runtime.progress import SavePolicy
     from device_runtime.server_client import ServerClient
     from device_runtime.tensors import canonical_json, sha256
-    from device_runtime.transport import RetryPolicy, Transport
+    from device_runtime.watch import Habits
 
-    if not _is_file(options.data):
-        raise InputError(f"{options.data}: no such file; --data names a .npz file with the arrays x and y")
+    examples = _examples(options)
     events = Events(options.log_json)
-    retry = RetryPolicy(attempts=options.attempts, first_wait=options.retry_seconds)
-    server = ServerClient(Transport(options.server, options.timeout, retry))
-    cache: Path = options.cache or _default_cache()
     limits = Limits(options.max_memory, options.max_seconds)
     save = SavePolicy(options.save_every, options.save_seconds)
     habits = Habits(options.threads, save, limits, conditions(options), error_feedback=options.error_feedback)
     # Several devices may share the folder, as they may the cache.
     own = sha256(canonical_json([options.population, options.client]))[:16]
     keys = trusted(options)
-    with DeviceState((options.state or cache / "rounds") / own) as state:
+    kept = credentials(options, transport(options).origin)
+    with (
+        DeviceState(state(options) / own) as remembered,
+        transport(options, kept.caller()) as connection,
+    ):
         participant = Participant(
-            server,
+            ServerClient(connection),
             options.population,
             options.client,
-            options.data,
-            cache,
-            state,
+            examples,
+            cache(options),
+            remembered,
             habits,
             keys,
             _noticer(events),
@@ -127,10 +122,35 @@ def _run(options: argparse.Namespace) -> int:
         cap_memory(limits)
         try:
             with _told_to_end(participant):
-                _take_part(participant, options.rounds, _teller(events), options.keep_trying, events)
+                ask = functools.cache(lambda: code(options))  # once, for it may come from standard input
+                enrol = functools.partial(_enrol, options, kept, ask, events)
+                _take_part(participant, enrol, options.rounds, _teller(events), options.keep_trying, events)
         except EndedError:
             events.tell("ended", "ended, as it was told to")
     return 0
+
+
+def _examples(options: argparse.Namespace) -> dict[TaskKind, Path]:
+    """The files of examples, by the task that they are for."""
+    named: dict[TaskKind, Path | None] = {"training": options.data, "evaluation": options.test_data}
+    given = {task: path for task, path in named.items() if path is not None}
+    if not given:
+        raise InputError("no examples: name those to train on with --data, or those to evaluate on with --test-data")
+    for task, path in given.items():
+        if not _is_file(path):
+            option = "--data" if task == "training" else "--test-data"
+            raise InputError(f"{path}: no such file; {option} names a .npz file with the arrays x and y")
+    return given
+
+
+def _enrol(options: argparse.Namespace, kept: Credentials, ask: Callable[[], str], events: Events) -> None:
+    """Enrol this device, unless it is; with a code, or an empty one where the server enrols anybody."""
+    from device_runtime.enrolment import enrol
+    from device_runtime.server_client import ServerClient
+
+    if not kept.enrolled:
+        enrol(ServerClient(transport(options)), kept, ask())
+        events.tell("enrolled", f"enrolled as {kept.client!r}", client=kept.client)
 
 
 @contextlib.contextmanager
@@ -147,10 +167,13 @@ def _told_to_end(participant: Participant) -> Iterator[None]:
 
 
 def _take_part(
-    participant: Participant, rounds: int | None, tell: Callable[[Session], None], keep_trying: bool, events: Events
+    participant: Participant,
+    enrol: Callable[[], None],
+    rounds: int | None,
+    tell: Callable[[Session], None],
+    keep_trying: bool,
+    events: Events,
 ) -> None:
-    from device_runtime.participant import TurnedAwayError
-
     left = rounds
 
     def count(session: Session) -> None:
@@ -161,6 +184,7 @@ def _take_part(
 
     while left is None or left > 0:
         try:
+            enrol()
             participant.run(left, count)
             if not keep_trying or left == 0:
                 return
@@ -168,8 +192,7 @@ def _take_part(
         except PocketfedError as error:
             if not keep_trying:
                 raise
-            passing = isinstance(error, NetworkError) and not isinstance(error, TurnedAwayError)
-            wait = _about(_TRANSIENT_SECONDS if passing else _PERMANENT_SECONDS)
+            wait = _about(_TRANSIENT_SECONDS if isinstance(error, NetworkError) else _PERMANENT_SECONDS)
             events.tell("error", f"{error}; again in {wait / 60:.0f} minutes", message=str(error), retry_seconds=wait)
             time.sleep(wait)
 
@@ -216,13 +239,6 @@ def _installation(options: argparse.Namespace) -> Installation | None:
         return Installation(root(options))
     except InputError:  # a user without a home folder, for whom nothing is installed either
         return None
-
-
-def _default_cache() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketfed-device"
-    except RuntimeError:
-        raise InputError("this user has no home folder; name a folder for bundles with --cache") from None
 
 
 def _is_file(path: Path) -> bool:
