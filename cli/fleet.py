@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.fleet_server import FleetServer
 from device_runtime.commands.options import TRUSTED_KEYS
 from device_runtime.errors import NetworkError
 from device_runtime.messages import STATUS, weights_path
 from device_runtime.tensors import TensorSpec, Weights
-from device_runtime.transport import RetryPolicy, Transport
 from device_runtime.weights import load_weights
 from tff_sim.child_process import dies_with_parent
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.25
-_LARGEST_ANSWER = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def server_process(arguments: Sequence[str], log: Path) -> Iterator[str]:
     """
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            dies_with_parent([command("pocketfed"), "serve", *arguments, "--port", "0"]),
+            dies_with_parent([command("pocketfed"), "serve", *arguments, "--port", "0", "--open-enrolment"]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -131,12 +130,12 @@ def run_fleet(
         NetworkError: a process failed, or the time was up; the message names the log to read.
     """
     server_log = folder / "server.log"
-    store = ["--db", f"sqlite:///{folder / 'server.db'}"]
+    store = ["--db", f"sqlite:///{folder / 'server.db'}", "--spool", str(folder / "spool"), "--keys", str(folder)]
     with (
         server_process([str(bundle), *store, *serve_arguments], server_log) as url,
         device_processes(url, population, data, folder) as devices,
     ):
-        get = _getter(url, server_log)
+        get = _getter(FleetServer.of(url, folder, None, False), server_log)
         status = _wait_for_completion(get, devices, folder, progress, timeout)
         rounds = tuple(
             CommittedRound(
@@ -151,12 +150,10 @@ def run_fleet(
         return FleetResult(rounds, status["counts"]["upload_bytes"], status["counts"]["download_bytes"])
 
 
-def _getter(url: str, log: Path) -> Callable[[str], bytes]:
-    transport = Transport(url, retry=RetryPolicy(attempts=3))
-
+def _getter(server: FleetServer, log: Path) -> Callable[[str], bytes]:
     def get(path: str) -> bytes:
         try:
-            return transport.request("GET", path, limit=_LARGEST_ANSWER).body
+            return server.bytes_of(path)
         except NetworkError as error:
             raise NetworkError(f"the server does not answer any more; {log} says why ({error})") from None
 
@@ -188,7 +185,7 @@ def _wait_for_completion(
 
 
 def _committed(status: dict[str, Any]) -> list[dict[str, Any]]:
-    return [entry for entry in status["history"] if entry["outcome"] == "committed"]
+    return [entry for entry in status["history"] if (entry["outcome"], entry["task"]) == ("committed", "training")]
 
 
 def _announced_url(process: subprocess.Popen[str], log: Path) -> str:

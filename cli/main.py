@@ -16,6 +16,7 @@ from cli.data import data
 from cli.demo import demo
 from cli.export import export
 from cli.flash import flash
+from cli.people import devices, enrol, pause, release, resume, revoke, rollback, rounds
 from cli.reproduce import reproduce
 from cli.serve import serve
 from cli.signing import keygen, sign, verify
@@ -44,7 +45,8 @@ def app() -> None:
 
 _COMMANDS = (
     *(demo, data, simulate, sweep, reproduce, worker, export, parity, inspect),
-    *(keygen, sign, verify, flash, serve, bench),
+    *(keygen, sign, verify, flash, serve),
+    *(enrol, revoke, devices, rounds, pause, resume, rollback, release, bench),
 )
 for command in _COMMANDS:
     app.add_command(command)

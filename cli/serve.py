@@ -15,7 +15,9 @@ from cli.options import BUNDLE, client_work
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--db", metavar="URL", help="Database; without it, SQLite in the file pocketfed-MODEL.db.")
-@click.option("--spool", type=click.Path(path_type=Path), help="For reports of the open round; [pocketfed-MODEL.spool].")
+@click.option(
+    "--spool", type=click.Path(path_type=Path), help="For reports of the open round; [pocketfed-MODEL.spool]."
+)
 @click.option("--keys", type=click.Path(path_type=Path), default=".", help="Folder with operator.key and viewer.key.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain for TLS, a PEM file.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key, a PEM file.")
