@@ -82,6 +82,7 @@ class Coordinator:
         self.clock.agree(fleet.clock)
         self._state = self._load(fleet.number, fleet.weights)
         self._due = self.clock.now()
+        self._open: int | None = None
         self.committing = False
         self.complete = False
         if fleet.number:
@@ -179,7 +180,7 @@ class Coordinator:
                 )
                 answers: list[Reply | DeniedError] = turn.answer(requests, checked)
                 turn.finish(self.spool)
-                if current is None and counted:  # nobody's round: it goes to the fleet's account
+                if current is None and turn.counts:  # nobody's round: it goes to the fleet's account
                     ledger.set_fleet(counts=asdict(ledger.fleet.counts + turn.counts))
                 ledger.set_fleet(clock=now)
         except BaseException:
@@ -188,6 +189,9 @@ class Coordinator:
                 self._counts += counted
             raise
         self.complete, after = complete, turn.round
+        if self._open is not None and (after is None or after.id != self._open):
+            self.spool.forget_before(self._open + 1)  # no update outlives its round
+        self._open = None if after is None else after.id
         self.committing = after is not None and after.phase is Phase.COMMITTING
         self._due = now + self._idle_seconds(after, now)
         return list(answers)

@@ -63,8 +63,11 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
     async def admit(request: Request) -> None:
         """Let pass a device, or a person."""
         caller = caller_of(request)
-        if keys.role(caller) is None:
-            await _asked(desk, caller, Admission(caller))
+        if keys.role(caller) is not None:
+            return
+        if is_person(caller):
+            raise unknown_caller()
+        await _asked(desk, caller, Admission(caller))
 
     @router.post(
         messages.ENROL,
