@@ -287,7 +287,7 @@ _NEXT = {
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Devices that check in and report, and both again, while time passes as it likes; the test keeps their standings."""
+    """Devices check in and report, and both again, while time passes as it likes; the test keeps their standings."""
 
     @initialize(goal=st.integers(1, 5), minimum=st.integers(1, 5), seconds=st.sampled_from([0.0, 4.0, 10.0]))
     def open(self, goal: int, minimum: int, seconds: float) -> None:
