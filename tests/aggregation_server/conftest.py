@@ -1,11 +1,34 @@
-"""A small bundle of two tensors, updates for it, coordinators in this process and servers in their own."""
+"""A small bundle of two tensors, updates for it, servers in this process and servers in their own.
+
+`make_fleet(goal_count=2, …)` is a server's parts in this process, on files in `tmp_path`, with a clock that the test
+moves (`now[0]`) and a selection that it seeds; and devices that call it. See `fleet.Fleet`:
+
+    fleet = make_fleet(goal_count=2, rounds=5)     # fields of RoundConfig and of Task, in any order
+    fleet.join("a", "b", "c")                      # enrolled, and accepted one after the other
+    fleet.configuration("a").work
+    fleet.report("a", value=2.0, weight=3)         # or report("a", body)
+    fleet.commit()                                 # what the desk's second thread does, and a turn after it
+    fleet.tick(60)                                 # time passes, and a turn in which nobody asks
+    fleet.run_round("a", "b")                      # all of it
+    fleet.coordinator.handle([…])                  # several requests in one turn; `fleet.caller(name)` calls
+    fleet.close(); fleet = make_fleet()            # goes on as a new process after a `kill -9` would
+
+`make_coordinator(…)` is its coordinator alone. `start_server(RoundConfig(2), rounds=5)` is a real process on
+127.0.0.1; see `running.Running`:
+
+    server = start_server(ROUND, store_url, spool, listening=…, anybody=True, **fields of Task)
+    server.url, server.process; server.kill()      # killed at the latest when the tests end
+    phone = server.device("a")                     # an httpx.Client with its name and secret, enrolled
+    server.operator.post("/v1/pause", json={})     # and server.viewer, server.nobody
+    server.status()["phase"]
+    token = server.check_in("a"); server.report("a", body, token)
+"""
 
 from __future__ import annotations
 
 import multiprocessing
-import random
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +37,10 @@ import pytest
 
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.server import serve
+from aggregation_server.server import Listening, serve
 from aggregation_server.store import Store
 from aggregation_server.task import Task
+from aggregation_server.web.callers import Keys
 from device_runtime import codec
 from device_runtime.bundle import (
     FILES,
@@ -33,9 +57,10 @@ from device_runtime.bundle import (
 from device_runtime.tensors import TensorSpec, sha256
 from device_runtime.update import ClientUpdate
 from device_runtime.weights import dump_weights
+from tests.aggregation_server.fleet import Fleet
+from tests.aggregation_server.running import KEYS, Running
 
 SPECS = (TensorSpec("kernel", (3, 2)), TensorSpec("bias", (2,)))
-
 
 _IMPORTED_LATE = (
     "pydantic.v1",
@@ -86,13 +111,18 @@ def make_report(bundle: Bundle, make_update: Callable[..., ClientUpdate]) -> Cal
 
 @pytest.fixture
 def now() -> list[float]:
-    """The time, in its only element, of all coordinators of a test."""
+    """The time, in its only element, of all servers of a test that are in this process."""
     return [1000.0]
 
 
 @pytest.fixture
 def store_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'server.db'}"
+
+
+@pytest.fixture
+def spool_folder(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
 
 
 @pytest.fixture
@@ -112,47 +142,69 @@ def open_store(bundle: Bundle, store_url: str) -> Iterator[Callable[..., Store]]
 
 
 @pytest.fixture
-def make_coordinator(bundle: Bundle, open_store: Callable[..., Store], now: list[float]) -> Callable[..., Coordinator]:
-    """A coordinator on the test's database; its tokens are t0, t1, … (or a0, a1, … with prefix a)."""
+def make_fleet(
+    bundle: Bundle, store_url: str, spool_folder: Path, now: list[float], make_report: Callable[..., bytes]
+) -> Iterator[Callable[..., Fleet]]:
+    """A server on the test's database, or another one, with a goal count of 2; closed when the test ends."""
+    made: list[Fleet] = []
 
-    def make(prefix: str = "t", store: Store | None = None, **fields: Any) -> Coordinator:
-        names = ("goal_count", "over_selection", "minimum_reports", "selection_timeout", "reporting_timeout")
-        config = RoundConfig(**({"goal_count": 2} | {name: fields.pop(name) for name in names if name in fields}))
-        tokens = (f"{prefix}{index}" for index in range(10_000))
-        return Coordinator(
-            bundle,
-            Task(config, **fields),
-            store or open_store(),
-            clock=lambda: now[0],
-            new_token=lambda: next(tokens),
-            rng=random.Random(1),
-        )
+    def make(store_url: str = store_url, spool: Path = spool_folder, seed: int = 1, **fields: Any) -> Fleet:
+        names = {field.name for field in fields_of(RoundConfig)}
+        config = RoundConfig(**{"goal_count": 2} | {name: fields.pop(name) for name in names & fields.keys()})
+        fleet = Fleet(bundle, Task(config, **fields), store_url, spool, now, make_report, seed)
+        made.append(fleet)
+        return fleet
 
-    return make
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+@pytest.fixture
+def make_coordinator(make_fleet: Callable[..., Fleet]) -> Callable[..., Coordinator]:
+    """The coordinator of a fleet."""
+    return lambda **fields: make_fleet(**fields).coordinator
 
 
 @pytest.fixture(scope="session")
-def start_server(bundle: Bundle) -> Iterator[Callable[..., tuple[str, BaseProcess]]]:
-    """Start a server in a process of its own; its base URL and the process. Killed when the tests end."""
+def start_server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+    """Start a server in a process of its own, by default on a new database. Killed when the tests end."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs processes that are forked")
     context = multiprocessing.get_context("forkserver")
     # FastAPI takes long to import: once for all servers, in a process that is forked for each of them.
     context.set_forkserver_preload(["__main__", "aggregation_server.server", *_IMPORTED_LATE])
-    started: list[BaseProcess] = []
+    started: list[Running] = []
 
-    def start(store_url: str, config: RoundConfig, **task: Any) -> tuple[str, BaseProcess]:
+    def start(
+        config: RoundConfig,
+        store_url: str | None = None,
+        spool: Path | None = None,
+        keys: Keys = KEYS,
+        listening: Listening | None = None,
+        anybody: bool = True,
+        **task: Any,
+    ) -> Running:
+        folder = tmp_path_factory.mktemp("server")
+        store_url = store_url or f"sqlite:///{folder / 'server.db'}"
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (bundle, Task(config, **task), store_url, "127.0.0.1", 0, sender.send)
+        listening = listening or Listening()
+        places = (store_url, spool or folder / "spool", keys, listening)
+        arguments = (bundle, Task(config, **task), *places, sender.send, anybody)
         process = context.Process(target=serve, args=arguments)
         process.start()
-        started.append(process)
         sender.close()
         with receiver:
-            assert receiver.poll(60), "the server does not start"
-            return str(receiver.recv()), process
+            try:
+                assert receiver.poll(60), "the server does not start"
+                url = str(receiver.recv())
+            except BaseException:
+                process.kill()
+                process.join()
+                raise
+        started.append(Running(url, process, keys, listening.certificate))
+        return started[-1]
 
     yield start
-    for process in started:
-        process.kill()
-        process.join()
+    for server in started:
+        server.kill()
