@@ -15,12 +15,15 @@ from aggregation_server.aggregate import aggregate
 from aggregation_server.closing import abandon, record_of
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.rounds import Phase, Round
+from aggregation_server.spool import LostReportError
 from aggregation_server.state import ServerState
 from aggregation_server.store import CountedReport, Version
 from device_runtime.codec import EncodedUpdate, read_update
 from device_runtime.errors import IntegrityError
 
 logger = logging.getLogger(__name__)
+
+_TRIES = 10  # to find a report, a second apart
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,10 @@ class Committer:
     def __init__(self, coordinator: Coordinator, threads: int = 1) -> None:
         self._coordinator = coordinator
         self._threads = threads
+        self._lost = (0, 0)  # a round, and how often reports of it were not found
 
     def commit(self) -> bool:
-        """Commit the open round where it has its reports, and nobody else does.
+        """Commit the open round where it has its reports, and nobody else does. The turn after it deletes them.
 
         Raises:
             StoreError: the database or the disk failed; nothing is lost by trying again.
@@ -65,10 +69,7 @@ class Committer:
             fleet = store.fleet()
             state = coordinator.state_of(fleet.number, fleet.weights)
             outcome = self._outcome(found[0], state)
-            ended = self._write(found[0], state, outcome)
-        if ended:
-            coordinator.spool.forget_before(found[0].id + 1)
-        return ended
+            return self._write(found[0], state, outcome)
 
     def _outcome(self, current: Round, state: ServerState) -> Outcome:
         reports = self._coordinator.store.reports(current.id)
@@ -89,6 +90,12 @@ class Committer:
         except IntegrityError as error:  # it was valid when it came
             logger.error("round %d: a report is damaged on the disk: %s", current.number, error)
             return Outcome({}, failure="damaged_report")
+        except LostReportError as error:  # a folder on the network may be late
+            self._lost = (current.id, self._lost[1] + 1 if self._lost[0] == current.id else 1)
+            if self._lost[1] < _TRIES:
+                raise
+            logger.error("round %d: %s", current.number, error)
+            return Outcome({}, failure="lost_report")
         result = {"loss": total.loss, "examples": total.examples, "clients": total.clients}
         try:
             after, encoded = coordinator.downlink.next(state, total.result())

@@ -19,14 +19,14 @@ from aggregation_server.closing import abandon
 from aggregation_server.database import StoreError
 from aggregation_server.downlink import Downlink, EncodedWeights
 from aggregation_server.history import Counts
-from aggregation_server.requests import DeniedError, ReportRequest, Request
+from aggregation_server.requests import Admission, DeniedError, ReportRequest, Request
 from aggregation_server.rounds import Phase, Round
 from aggregation_server.spool import Spool, SpoolError
 from aggregation_server.state import ServerState
 from aggregation_server.store import Ledger, Store
 from aggregation_server.task import Task
 from aggregation_server.tokens import Ticket, read_token
-from aggregation_server.turn import Checked, Reply, Turn
+from aggregation_server.turn import Checked, Reply, Turn, admitted
 from aggregation_server.validation import validated_evaluation, validated_update
 from device_runtime.bundle import Bundle
 from device_runtime.errors import UpdateError
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _JITTER = 0.2  # of every retry window: devices that were rejected together do not come back together
 _LONGEST_WAIT = 86_400.0  # seconds
+_AGAIN_SECONDS = 1.0  # after a turn that failed, until one that nobody asks for
 
 
 class Coordinator:
@@ -79,18 +80,17 @@ class Coordinator:
         self._loading = threading.Lock()
         fleet = store.fleet()
         self.token_key = fleet.token_key
+        store.claim_spool(spool.identity, spool.folder)
         self.clock.agree(fleet.clock)
         self._state = self._load(fleet.number, fleet.weights)
-        self._due = self.clock.now()
+        self._due = self._again = self.clock.now()
         self._open: int | None = None
         self.committing = False
         self.complete = False
         if fleet.number:
             logger.info("going on after version %d", fleet.number)
         self.handle(())
-        open_round = store.open_round(task.round)
-        if open_round is not None:
-            spool.forget_before(open_round[0].id)
+        spool.forget_before(store.first_open_id())  # a server that was killed could not
 
     @property
     def state(self) -> ServerState:
@@ -104,7 +104,8 @@ class Coordinator:
 
     def due(self) -> bool:
         """Whether a turn is worth while although nobody asks for anything."""
-        return bool(self._counts) or self.clock.now() >= self._due
+        now = self.clock.now()
+        return now >= self._again and (bool(self._counts) or now >= self._due)
 
     def hurry(self) -> None:
         """A turn is worth while now: something has changed."""
@@ -117,21 +118,11 @@ class Coordinator:
             For each request its answer, `DeniedError` for a caller that is not known, or `StoreError` where the
             database or the disk failed: then it changed nothing, and may be asked again.
         """
-        checked = {
-            place: self._checked(request)
-            for place, request in enumerate(requests)
-            if isinstance(request, ReportRequest)
-        }
-        try:
-            return self._turn(requests, checked)
-        except SpoolError as error:  # the others need no disk
-            logger.error("reports are refused: %s", error)
-            others = [request for place, request in enumerate(requests) if place not in checked]
-            answers = iter(self.handle(others) if others else ())
-            return [error if place in checked else next(answers) for place in range(len(requests))]
-        except StoreError as error:
-            logger.error("%d requests are refused: %s", len(requests), error)
-            return [error] * len(requests)
+        asked = [request for request in requests if isinstance(request, Admission)]
+        others = [request for request in requests if not isinstance(request, Admission)]
+        admissions = iter(self._admissions(asked) if asked else ())
+        replies = iter(self._replies(others) if others or not asked else ())
+        return [next(admissions if isinstance(request, Admission) else replies) for request in requests]
 
     def refuse(self, reason: str, message: str) -> ReportReply:
         """Count a report that is refused before it is looked at, and say so."""
@@ -157,12 +148,40 @@ class Coordinator:
         """Encoded weights by the SHA-256 of their bytes; None where there are none."""
         return self.downlink.encoded(identity) or self.store.encoded_weights(identity)
 
+    def _admissions(self, asked: Sequence[Admission]) -> list[Reply | Exception]:
+        """Who may download: a question that changes nothing, and can be answered when nothing can be written."""
+        try:
+            devices = self.store.devices({request.caller.name for request in asked})
+        except StoreError as error:
+            return [error] * len(asked)
+        callers = [request.caller for request in asked]
+        return [admitted(caller, devices.get(caller.name)) or DeniedError(caller.name) for caller in callers]
+
+    def _replies(self, requests: Sequence[Request]) -> list[Reply | Exception]:
+        checked = {
+            place: self._checked(request)
+            for place, request in enumerate(requests)
+            if isinstance(request, ReportRequest)
+        }
+        try:
+            return self._turn(requests, checked)
+        except SpoolError as error:  # the others need no disk
+            logger.error("reports are refused: %s", error)
+            others = [request for place, request in enumerate(requests) if place not in checked]
+            answers = iter(self._replies(others) if others else ())
+            return [error if place in checked else next(answers) for place in range(len(requests))]
+        except StoreError as error:
+            logger.error("%d requests are refused: %s", len(requests), error)
+            self._again = self.clock.now() + _AGAIN_SECONDS
+            return [error] * len(requests)
+
     def _turn(self, requests: Sequence[Request], checked: dict[int, Checked]) -> list[Reply | Exception]:
         with self._counting:
             counted, self._counts = self._counts, Counts()
-        size = self.spool.size
         try:
             with self.store.ledger(self.task.round) as ledger:
+                if self.spool.in_doubt:
+                    self.spool.cut(ledger.counted_bytes(*self.spool.segment))
                 now = self.clock.agree(ledger.fleet.clock)
                 complete, current, counts = self._advance(ledger, now)
                 self._state = self.state_of(ledger.fleet.number, ledger.fleet.weights)
@@ -184,10 +203,10 @@ class Coordinator:
                     ledger.set_fleet(counts=asdict(ledger.fleet.counts + turn.counts))
                 ledger.set_fleet(clock=now)
         except BaseException:
-            self.spool.take_back(size)
             with self._counting:
                 self._counts += counted
             raise
+        self.spool.keep()
         self.complete, after = complete, turn.round
         if self._open is not None and (after is None or after.id != self._open):
             self.spool.forget_before(self._open + 1)  # no update outlives its round

@@ -17,7 +17,16 @@ from device_runtime.errors import InputError, NetworkError
 
 # A lock that somebody else holds is waited for while nothing else is answered: not for long.
 _LOCK_SECONDS = 5.0
-_COMMIT_LOCK = 0x706F_636B  # one of PostgreSQL's advisory locks
+# A server that hangs, or whose machine is gone, loses its locks after so long.
+_HUNG_SECONDS = 15
+_LONGEST_COMMIT_SECONDS = 300
+_POOL = {"pool_size": 5, "max_overflow": 45, "pool_timeout": _LOCK_SECONDS}
+# PostgreSQL's advisory locks.
+_COMMIT_LOCK = 0x706F_636B
+_START_LOCK = 0x706F_636C
+
+
+_IN_MEMORY = (None, "", ":memory:")
 
 
 class StoreError(NetworkError):
@@ -46,8 +55,8 @@ class Database:
         self.shared = not self._sqlite
         self._committing = threading.Lock()
         try:
-            if self._sqlite and self._engine.url.database not in (None, "", ":memory:"):
-                self._exits.enter_context(_alone(Path(str(self._engine.url.database)), self.name))
+            if self._sqlite:
+                self._exits.enter_context(_alone(Path(str(self._engine.url.database)).resolve(), self.name))
             try:
                 upgrade(self._engine)
             except (SQLAlchemyError, ValueError, OSError) as error:
@@ -95,15 +104,21 @@ class Database:
         try:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 lock = {"key": _COMMIT_LOCK}
+                connection.execute(text(f"SET idle_session_timeout = '{_LONGEST_COMMIT_SECONDS}s'"))
                 free = bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), lock).scalar())
                 try:
                     yield free
                 finally:
-                    if free:
-                        with suppress(SQLAlchemyError):  # a connection that broke has let go of it
-                            connection.execute(text("SELECT pg_advisory_unlock(:key)"), lock)
+                    with suppress(SQLAlchemyError):
+                        connection.invalidate()  # the lock ends with its session, whatever state that is in
         except SQLAlchemyError as error:
             raise StoreError(f"{self.name}: the server's database failed: {reason(error)}") from error
+
+    def wait_for_starts(self, connection: Connection) -> None:
+        """Do what a start does in a new database only when no other server does: until the transaction's end."""
+        if not self._sqlite:
+            connection.execute(text("SET LOCAL lock_timeout = '60s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _START_LOCK})
 
     def close(self) -> None:
         self._exits.close()
@@ -119,14 +134,15 @@ def _engine(url: str) -> tuple[Engine, str]:
         parsed: URL = make_url(url)
         if parsed.drivername in ("postgresql", "postgres"):  # the driver that is installed
             parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise ValueError("expected sqlite:///FILE or postgresql://…")
         sqlite = parsed.get_backend_name() == "sqlite"
-        arguments = {"timeout": _LOCK_SECONDS} if sqlite else {"connect_timeout": 10}
-        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql") or (sqlite and parsed.database in _IN_MEMORY):
+            raise ValueError("expected sqlite:///FILE or postgresql://…")
+        arguments = {"timeout": _LOCK_SECONDS} if sqlite else {"connect_timeout": 10, "tcp_user_timeout": 10_000}
+        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite, **_POOL)
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise InputError(f"{url.partition(':')[0]}: can't open the server's database: {reason(error)}") from None
     if not sqlite:
+        event.listen(engine, "connect", _make_impatient)
         return engine, parsed.render_as_string(hide_password=True)
     event.listen(engine, "connect", _make_durable)
     event.listen(engine, "begin", _begin)
@@ -140,6 +156,15 @@ def _make_durable(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA synchronous=FULL")  # a commit that was reported survives a loss of power
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _make_impatient(connection: Any, _record: object) -> None:
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = '{_LOCK_SECONDS:g}s'")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_HUNG_SECONDS}s'")
+        cursor.execute("SET synchronous_commit = on")
+    connection.autocommit = False
 
 
 def _begin(connection: Connection) -> None:

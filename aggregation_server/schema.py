@@ -32,6 +32,7 @@ FLEET = Table(
     Column("weights", ForeignKey("weights.sha256"), nullable=False),
     Column("initial_weights", ForeignKey("weights.sha256"), nullable=False),
     Column("released", Integer),  # number of the version for users
+    Column("spool", String(32)),  # identity of the folder with the reports
     Column("counts", JSON, nullable=False),  # of all rounds that are over
 )
 

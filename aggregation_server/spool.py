@@ -1,15 +1,18 @@
 """Reports on disk: what is acknowledged is here until its round is over, and no longer.
 
 A folder a round, and in it a *segment* for each server that takes reports: a file that only grows. The reports of a
-batch are written behind one another, and brought to the medium together.
+batch are written behind one another, and brought to the medium together. Which bytes of it count, the database says:
+where its transaction failed, it is asked before the next one what became of it (docs/server.md).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from aggregation_server.database import StoreError
@@ -17,10 +20,15 @@ from aggregation_server.store import Spooled
 from device_runtime.errors import InputError
 
 _PREFIX = "round-"
+_IDENTITY = "identity"
 
 
 class SpoolError(StoreError):
     """The reports could not be written, and nothing of them is there."""
+
+
+class LostReportError(StoreError):
+    """A report that counts is not in the folder."""
 
 
 class Spool:
@@ -29,78 +37,98 @@ class Spool:
     Args:
         folder: made where it is missing.
 
+    Attributes:
+        folder: as given.
+        identity: of the folder, whatever its path: the database remembers where its reports are.
+        in_doubt: whether nobody knows yet if what was appended last counts.
+
     Raises:
         InputError: the folder can't be written to.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._segment = f"{secrets.token_hex(8)}.reports"  # no other server's, nor this one's before
+        self.folder = folder
+        self.in_doubt = False
+        self._segment = _new_segment()
         self._round_id = -1
         self._file = -1
         self._size = 0
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = folder / f".{self._segment}"
-            probe.touch()
-            probe.unlink()
+            self.identity = _identity_of(folder)
+            for path in (folder, folder.absolute().parent):
+                _sync(path)
         except OSError as error:
             raise InputError(f"{folder}: can't keep reports there: {error.strerror}; choose another --spool") from None
 
+    @property
+    def segment(self) -> tuple[int, str]:
+        """The current segment: its round's id and its name."""
+        return self._round_id, self._segment
+
     def append(self, round_id: int, reports: Sequence[bytes]) -> list[Spooled]:
-        """Write reports of a round, and return when they are on the medium.
+        """Write reports of a round, and return when they are on the medium. They are in doubt until `keep` or `cut`.
 
         Raises:
             SpoolError: the disk is full, or failed; the segment is as it was.
         """
+        assert not self.in_doubt  # whoever goes on has asked the database
         try:
             if round_id != self._round_id:
                 self._begin(round_id)
-            start = self._size
             try:
                 _write_all(self._file, reports)
                 os.fdatasync(self._file)
             except OSError:
-                self.take_back(start)
+                self.cut(self._size)
                 raise
         except OSError as error:
-            raise SpoolError(f"{self._folder}: can't write reports: {error.strerror}") from None
+            raise SpoolError(f"{self.folder}: can't write reports: {error.strerror}") from None
+        self.in_doubt = True
         places = []
         for report in reports:
             places.append(Spooled(self._segment, self._size, len(report)))
             self._size += len(report)
         return places
 
-    def take_back(self, size: int) -> None:
-        """Shorten the segment to the length that it had before the last reports: they do not count."""
+    def keep(self) -> None:
+        """What was appended last counts."""
+        self.in_doubt = False
+
+    def cut(self, size: int) -> None:
+        """Of the segment, only its first `size` bytes count: the rest is given back to the disk."""
+        self.in_doubt = False
         self._size = size
         if self._file >= 0:
-            os.ftruncate(self._file, size)
-
-    @property
-    def size(self) -> int:
-        """Bytes in the current segment."""
-        return self._size
+            try:
+                os.ftruncate(self._file, size)
+            except OSError:  # nothing is ever written behind bytes that are not known
+                self.close()
 
     def read(self, round_id: int, spooled: Spooled) -> bytes:
         """The bytes of a report.
 
         Raises:
-            StoreError: they are not there.
+            LostReportError: they are not there.
+            StoreError: the disk failed.
         """
         path = self._path(round_id) / spooled.segment
         try:
             with path.open("rb", buffering=0) as file:
                 data = os.pread(file.fileno(), spooled.length, spooled.place)
+        except FileNotFoundError:
+            raise LostReportError(f"{path}: the file with reports that count is not there") from None
         except OSError as error:
             raise StoreError(f"{path}: can't read a report: {error.strerror}") from None
         if len(data) != spooled.length:
-            raise StoreError(f"{path}: a report of {spooled.length} bytes is cut off")
+            raise LostReportError(f"{path}: a report of {spooled.length} bytes is cut off")
         return data
 
     def forget_before(self, round_id: int) -> None:
         """Delete the reports of all rounds before this one; those of a server that was killed, too."""
-        for path in self._folder.glob(f"{_PREFIX}*"):
+        if self._round_id < round_id:
+            self.close()  # a file that is open stays on the disk
+        for path in self.folder.glob(f"{_PREFIX}*"):
             number = path.name.removeprefix(_PREFIX)
             if number.isdecimal() and int(number) < round_id:
                 shutil.rmtree(path, ignore_errors=True)
@@ -108,7 +136,8 @@ class Spool:
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
-        self._file, self._round_id, self._size = -1, -1, 0
+        self._segment = _new_segment()
+        self._file, self._round_id, self._size, self.in_doubt = -1, -1, 0, False
 
     def _begin(self, round_id: int) -> None:
         self.close()
@@ -118,11 +147,11 @@ class Spool:
         self._file = os.open(folder / self._segment, flags, 0o600)
         self._size = os.fstat(self._file).st_size
         self._round_id = round_id
-        for path in (folder, self._folder):  # the names must be on the medium too
+        for path in (folder, self.folder):  # the names must be on the medium too
             _sync(path)
 
     def _path(self, round_id: int) -> Path:
-        return self._folder / f"{_PREFIX}{round_id}"
+        return self.folder / f"{_PREFIX}{round_id}"
 
 
 def _write_all(file: int, reports: Sequence[bytes]) -> None:
@@ -138,3 +167,26 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _new_segment() -> str:
+    return f"{secrets.token_hex(8)}.reports"  # no other server's, nor this one's before
+
+
+def _identity_of(folder: Path) -> str:
+    path = folder / _IDENTITY
+    if not path.exists():
+        draft = folder / f".{secrets.token_hex(8)}"
+        try:
+            with draft.open("x") as file:
+                file.write(secrets.token_hex(16) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):  # another server was faster
+                path.hardlink_to(draft)
+        finally:
+            draft.unlink(missing_ok=True)
+    identity = path.read_text().strip()
+    if not re.fullmatch("[0-9a-f]{32}", identity):
+        raise InputError(f"{path}: expected 32 hexadecimal digits; delete it where no reports wait in this folder")
+    return identity

@@ -11,9 +11,10 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from aggregation_server.database import Database, StoreError
@@ -106,21 +107,41 @@ class Store:
     def _begin(self, model_id: str, initial: bytes) -> None:
         identity, name = sha256(initial), self.database.name
         with self.database.transaction() as connection:
-            found = connection.execute(select(FLEET.c.model_id, FLEET.c.number).with_for_update()).one_or_none()
+            self.database.wait_for_starts(connection)
+            found = connection.execute(select(FLEET).with_for_update()).one_or_none()
             if found is not None and found.model_id != model_id:
                 raise InputError(
                     f"{name}: this database belongs to the model {found.model_id}, the bundle is of {model_id};"
                     " give another file"
                 )
-            if found is not None and found.number:
+            if found is not None and (found.number or found.initial_weights == identity or _under_way(connection)):
                 return
             _keep_weights(connection, identity, initial)
             if found is None:
                 fleet = {"model_id": model_id, "clock": 0.0, "paused": False, "token_key": secrets.token_bytes(32)}
                 fleet |= {"number": 0, "weights": identity, "initial_weights": identity, "counts": asdict(Counts())}
                 connection.execute(insert(FLEET).values(id=1, **fleet))
-            else:  # before the first commit, the bundle's weights are the ones to start from, whatever it was before
+            else:  # before the first round, the bundle's weights are the ones to start from, whatever it was before
                 connection.execute(update(FLEET).values(weights=identity, initial_weights=identity))
+
+    def claim_spool(self, identity: str, folder: Path) -> None:
+        """Have the reports in a folder from now on.
+
+        Raises:
+            InputError: others are in another folder, or will be.
+            StoreError: the database failed.
+        """
+        waiting = select(ROUNDS.c.id).join(PARTICIPANTS).where(~OVER, PARTICIPANTS.c.segment.is_not(None)).limit(1)
+        with self.database.transaction() as connection:
+            known = connection.execute(select(FLEET.c.spool).with_for_update()).scalar_one()
+            if known == identity:
+                return
+            if known is not None and (self.database.shared or connection.execute(waiting).scalar() is not None):
+                raise InputError(
+                    f"{folder}: not the folder with this fleet's reports; give all its servers the same --spool, or"
+                    f" where that is lost with its reports, write {known} into {folder / 'identity'}"
+                )
+            connection.execute(update(FLEET).values(spool=identity))
 
     @contextmanager
     def ledger(self, config: RoundConfig) -> Iterator[Ledger]:
@@ -142,6 +163,17 @@ class Store:
         with self.database.reading() as connection:
             row = connection.execute(select(ROUNDS).where(~OVER)).one_or_none()
         return None if row is None else (_round(row, config), Counts(**row.counts))
+
+    def first_open_id(self) -> int:
+        """Rounds with ids below this one are over."""
+        with self.database.reading() as connection:
+            opened = connection.execute(select(ROUNDS.c.id).where(~OVER)).scalar()
+            return int(opened or (connection.execute(select(func.max(ROUNDS.c.id))).scalar() or 0) + 1)
+
+    def devices(self, names: Iterable[str]) -> dict[str, Device]:
+        """Those of these devices that are enrolled."""
+        with self.database.reading() as connection:
+            return _devices(connection, names)
 
     def history(self, limit: int, before: int | None = None) -> list[RoundRecord]:
         """The last `limit` rounds that are over, the oldest first; only those whose id is below `before`."""
@@ -316,13 +348,18 @@ class Ledger:
 
     def devices(self, names: Iterable[str]) -> dict[str, Device]:
         """Those of these devices that are enrolled."""
-        rows = self.connection.execute(_DEVICES, {"names": list(names)})
-        return {row.name: Device(bytes(row.secret), row.revoked is not None, row.participated) for row in rows}
+        return _devices(self.connection, names)
 
     def standings(self, round_ids: Iterable[int], names: Iterable[str]) -> dict[tuple[int, str], Standing]:
         """What these rounds know of these devices."""
         rows = self.connection.execute(_STANDINGS, {"ids": list(round_ids), "names": list(names)})
         return {(row.round_id, row.device): Standing(row.seat, row.reported) for row in rows}
+
+    def counted_bytes(self, round_id: int, segment: str) -> int:
+        """Up to where a segment of the spool holds reports that count."""
+        end = func.max(PARTICIPANTS.c.place + PARTICIPANTS.c.length)
+        query = select(end).where(PARTICIPANTS.c.round_id == round_id, PARTICIPANTS.c.segment == segment)
+        return int(self.connection.execute(query).scalar() or 0)
 
     def seat(self, round_id: int, taken: Sequence[int], standings: dict[str, Standing]) -> None:
         """Write the standings of devices that are new in a round; whoever had one of these seats has none now."""
@@ -386,6 +423,16 @@ _SEEN = (
 def is_conflict(error: StoreError) -> bool:
     """Whether what was to be written is there already."""
     return isinstance(error.__cause__, IntegrityError)
+
+
+def _under_way(connection: Connection) -> bool:
+    """Whether devices train already."""
+    return connection.execute(select(ROUNDS.c.id).where(~OVER, ROUNDS.c.cohort > 0).limit(1)).scalar() is not None
+
+
+def _devices(connection: Connection, names: Iterable[str]) -> dict[str, Device]:
+    rows = connection.execute(_DEVICES, {"names": list(names)})
+    return {row.name: Device(bytes(row.secret), row.revoked is not None, row.participated) for row in rows}
 
 
 def _keep_weights(connection: Connection, identity: str, data: bytes) -> None:

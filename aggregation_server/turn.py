@@ -14,7 +14,6 @@ from dataclasses import replace
 
 from aggregation_server.history import Counts
 from aggregation_server.requests import (
-    Admission,
     Caller,
     CheckInRequest,
     ConfigurationRequest,
@@ -136,26 +135,18 @@ class Turn:
         return None
 
     def _answered(self, request: Request, ticket: Ticket | None, checked: Checked | None) -> Reply | DeniedError:
-        if not self._admitted(request.caller):
+        if not admitted(request.caller, self._devices.get(request.caller.name)):
             return DeniedError(request.caller.name)
-        if isinstance(request, Admission):
-            return True
         if isinstance(request, CheckInRequest):
             return self._check_in(request)
         if isinstance(request, ConfigurationRequest):
             return self._configuration(request, ticket)
         return self._report(request, ticket, checked)
 
-    def _admitted(self, caller: Caller) -> bool:
-        device = self._devices.get(caller.name)
-        # The hash is made and compared for nobody too: how long it takes tells no names.
-        right = same(hashed(caller.secret), b"" if device is None else device.secret)
-        return device is not None and right and not device.revoked
-
     def _check_in(self, request: CheckInRequest) -> CheckInReply:
         message, name = request.message, request.caller.name
         self.counts.checked_in += 1
-        self._seen[name] = message.runtime[:64]
+        self._seen[name] = "".join(filter(str.isprintable, message.runtime[:64]))  # PostgreSQL takes no NUL in a text
         if message.population != self._population:
             return self._rejected("population")
         if message.client != name:
@@ -248,6 +239,13 @@ class Turn:
 
     def _poll_seconds(self) -> float:
         return self._task.poll_seconds * self._rng.uniform(0.8, 1.2)
+
+
+def admitted(caller: Caller, device: Device | None) -> bool:
+    """Whether the caller is a device that is enrolled."""
+    # The hash is made and compared for nobody too: how long it takes tells no names.
+    right = same(hashed(caller.secret), b"" if device is None else device.secret)
+    return device is not None and right and not device.revoked
 
 
 def _evaluation(report: Checked) -> dict[str, float]:

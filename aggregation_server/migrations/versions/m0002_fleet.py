@@ -40,6 +40,7 @@ def _create() -> None:
         sa.Column("weights", sa.String(64), sa.ForeignKey("weights.sha256"), nullable=False),
         sa.Column("initial_weights", sa.String(64), sa.ForeignKey("weights.sha256"), nullable=False),
         sa.Column("released", sa.Integer),
+        sa.Column("spool", sa.String(32)),
         sa.Column("counts", sa.JSON, nullable=False),
     )
     op.create_table(
@@ -122,6 +123,8 @@ def _carry_over(bind: sa.Connection) -> None:
         details = details if isinstance(details, dict) else {}
         if row["outcome"] == "committed":
             latest, first = row, first or row
+        if not row["number"]:  # no round, but where the first one started from
+            continue
         counts = details.get("counts", {})
         _add(totals, counts)
         bind.execute(
