@@ -28,6 +28,7 @@ from device_runtime.errors import InputError, NetworkError
 from device_runtime.weights import dump_weights
 
 _SHUTDOWN_SECONDS = 5  # for requests in flight; a slow upload must not keep the server from ending
+_KEEP_ALIVE_SECONDS = 75  # a device that waits for its round asks again on the same connection
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def serve(
                 ws="none",
                 lifespan="on",
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             )
             config.load()
             if listening.certificate is not None:

@@ -13,8 +13,9 @@ Every answer but a file is JSON: a message of the contract or, where none fits, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
@@ -24,7 +25,8 @@ from aggregation_server.desk import BusyError, Desk
 from aggregation_server.enrolment import Enrolments
 from aggregation_server.web.answers import ProblemError, json_answer
 from aggregation_server.web.callers import Keys
-from aggregation_server.web.devices import device_routes
+from aggregation_server.web.devices import DAILY, device_routes
+from aggregation_server.web.direct import Direct, endpoints_of
 from aggregation_server.web.people import people_routes
 
 _STORE_RETRY_SECONDS = "2"
@@ -42,28 +44,43 @@ def create_app(desk: Desk, enrolments: Enrolments, keys: Keys) -> FastAPI:
 
     # No generated pages: they load scripts from elsewhere.
     app = FastAPI(title="pocketfed", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    app.include_router(device_routes(desk, enrolments, keys))
+    devices = device_routes(desk, enrolments, keys)
+    app.include_router(devices)
     app.include_router(people_routes(desk, enrolments, keys))
 
     @app.get("/healthz", responses={200: {"model": dict[str, str]}})
     async def healthy() -> Response:
         return json_answer({"status": "alive"})
 
-    @app.exception_handler(ProblemError)
-    async def problem(_request: Request, error: ProblemError) -> Response:
-        return error.answer()
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
-        # A device that drops out in the middle of its upload is daily business, and nobody reads this answer.
-        return Response(status_code=400)
-
-    @app.exception_handler(StoreError)
-    async def store_failed(_request: Request, error: StoreError) -> Response:
-        return ProblemError(503, "store", str(error), {"Retry-After": _STORE_RETRY_SECONDS}).answer()
-
-    @app.exception_handler(BusyError)
-    async def busy(_request: Request, error: BusyError) -> Response:
-        return ProblemError(503, "busy", str(error), {"Retry-After": _BUSY_RETRY_SECONDS}).answer()
-
+    for kind, answer in _ANSWERS.items():
+        app.add_exception_handler(kind, _handler(answer))
+    app.add_middleware(Direct, endpoints=endpoints_of(devices, DAILY), answers=_ANSWERS)
     return app
+
+
+def _gone(_error: ClientDisconnect) -> Response:
+    # A device that drops out in the middle of its upload is daily business, and nobody reads this answer.
+    return Response(status_code=400)
+
+
+def _store_failed(error: StoreError) -> Response:
+    return ProblemError(503, "store", str(error), {"Retry-After": _STORE_RETRY_SECONDS}).answer()
+
+
+def _busy(error: BusyError) -> Response:
+    return ProblemError(503, "busy", str(error), {"Retry-After": _BUSY_RETRY_SECONDS}).answer()
+
+
+_ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
+    ProblemError: ProblemError.answer,
+    ClientDisconnect: _gone,
+    StoreError: _store_failed,
+    BusyError: _busy,
+}
+
+
+def _handler(answer: Callable[[Any], Response]) -> Callable[[Request, Any], Awaitable[Response]]:
+    async def handle(_request: Request, error: Any) -> Response:
+        return answer(error)
+
+    return handle

@@ -42,6 +42,8 @@ from aggregation_server.web.ranges import asked_range
 from device_runtime import messages
 from device_runtime.bundle import MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE
 
+DAILY = frozenset({messages.CHECK_IN, messages.CONFIGURATION, messages.REPORT})
+"""Paths of the calls that all devices make in every round."""
 _LARGEST_MESSAGE = 4096
 _UPLOADS = 64 << 20  # bytes of reports that are in memory at once
 _CHECK_IN = TypeAdapter(messages.CheckIn)
