@@ -19,6 +19,7 @@ from aggregation_server.closing import abandon
 from aggregation_server.database import StoreError
 from aggregation_server.downlink import Downlink, EncodedWeights
 from aggregation_server.history import Counts
+from aggregation_server.pace import PaceSteering, RoundLengths
 from aggregation_server.requests import Admission, DeniedError, ReportRequest, Request
 from aggregation_server.rounds import Phase, Round
 from aggregation_server.spool import Spool, SpoolError
@@ -35,7 +36,6 @@ from device_runtime.work import client_seed
 
 logger = logging.getLogger(__name__)
 
-_JITTER = 0.2  # of every retry window: devices that were rejected together do not come back together
 _LONGEST_WAIT = 86_400.0  # seconds
 _AGAIN_SECONDS = 1.0  # after a turn that failed, until one that nobody asks for
 
@@ -85,6 +85,9 @@ class Coordinator:
         self._state = self._load(fleet.number, fleet.weights)
         self._due = self._again = self.clock.now()
         self._open: int | None = None
+        self._running: Round | None = None
+        self._lengths = RoundLengths()
+        self._pace = PaceSteering(task.checkin_rate, task.retry_seconds)
         self.committing = False
         self.complete = False
         if fleet.number:
@@ -195,7 +198,7 @@ class Coordinator:
                     counts + counted,
                     complete,
                     self._configure,
-                    self._retry_after,
+                    self.retry_after,
                 )
                 answers: list[Reply | DeniedError] = turn.answer(requests, checked)
                 turn.finish(self.spool)
@@ -208,9 +211,9 @@ class Coordinator:
             raise
         self.spool.keep()
         self.complete, after = complete, turn.round
-        if self._open is not None and (after is None or after.id != self._open):
-            self.spool.forget_before(self._open + 1)  # no update outlives its round
-        self._open = None if after is None else after.id
+        self._follow(after, now)
+        for _ in range(turn.accepted):  # they come back too
+            self._pace.arrived(now)
         self.committing = after is not None and after.phase is Phase.COMMITTING
         self._due = now + self._idle_seconds(after, now)
         return list(answers)
@@ -267,9 +270,26 @@ class Coordinator:
             work=work.to_json(),
         )
 
-    def _retry_after(self, rest: float) -> float:
-        seconds = max(self.task.retry_seconds, min(rest, _LONGEST_WAIT))
-        return seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+    def retry_after(self, rest: float = 0.0) -> float:
+        """Seconds for which a device that checked in just now is to wait; at least `rest`.
+
+        Devices vary every wait by themselves, so that those that were rejected together do not come back together.
+        """
+        now = self.clock.now()
+        self._pace.arrived(now)
+        running = self._running
+        needed = None if running is None else self._lengths.next_selection(running.since, now, running.deadline)
+        return min(max(self._pace.window(now, needed), rest), _LONGEST_WAIT)
+
+    def _follow(self, after: Round | None, now: float) -> None:
+        """Learn from how the open round stands, and from the end of the one before."""
+        if self._open is not None and (after is None or after.id != self._open):
+            self.spool.forget_before(self._open + 1)  # no update outlives its round
+        self._open = None if after is None else after.id
+        running = after if after is not None and after.phase is Phase.REPORTING else None
+        if self._running is not None and running is None:
+            self._lengths.ended(now - self._running.since)
+        self._running = running
 
     def _idle_seconds(self, current: Round | None, now: float) -> float:
         """How long the fleet can do without another turn, if nobody asks for anything."""

@@ -24,9 +24,11 @@ class Task:
         population: the name that devices check in under; None is the model's name.
         seed: of all clients' work.
         rounds: committed rounds after which the task is complete; None is endless.
-        retry_seconds: when a rejected device is told to check in again, ± 20 %.
+        retry_seconds: for which a rejected device is told to wait at least; it varies that by ± 20 %.
+        checkin_rate: check-ins a second that are wanted at most; rejected devices wait as long as it takes.
         downlink: how new weights travel to the devices, one of `aggregation_server.downlink.DOWNLINKS`.
-        poll_seconds: when a waiting device is told to ask for its configuration again, ± 20 %.
+        poll_seconds: when a waiting device is told to ask for its configuration again, at least, ± 20 %; large cohorts
+            wait longer, for the same rate.
         evaluate_every: every so many versions, the fleet evaluates one on its own test examples; None is never.
         participation_seconds: between two rounds of the same device, at least.
         keep_versions: whose weights can be had; older ones are let go of, but for the first and the released one.
@@ -39,6 +41,7 @@ class Task:
     seed: int = 0
     rounds: int | None = None
     retry_seconds: float = 5.0
+    checkin_rate: float = 500.0
     poll_seconds: float = 0.2
     downlink: str = "f32"
     evaluate_every: int | None = None
@@ -58,5 +61,7 @@ class Task:
         for name in ("retry_seconds", "poll_seconds", "tick_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"task: {name} should be above 0 seconds, not {getattr(self, name)}")
+        if not 0 < self.checkin_rate < math.inf:
+            raise InputError(f"task: checkin_rate should be above 0 a second, not {self.checkin_rate}")
         if not 0 <= self.participation_seconds < math.inf:
             raise InputError(f"task: participation_seconds should be at least 0, not {self.participation_seconds}")

@@ -69,6 +69,7 @@ class Turn:
         self._rng = rng
         self.round = current
         self.counts = counts
+        self.accepted = 0
         self._complete = complete
         self._configure = configure
         self._retry_after = retry_after
@@ -141,6 +142,7 @@ class Turn:
             return self._check_in(request)
         if isinstance(request, ConfigurationRequest):
             return self._configuration(request, ticket)
+        assert isinstance(request, ReportRequest)  # who only asks to be admitted needs no turn
         return self._report(request, ticket, checked)
 
     def _check_in(self, request: CheckInRequest) -> CheckInReply:
@@ -167,6 +169,7 @@ class Turn:
         if decision.verdict == "reject":
             return self._rejected(decision.reason)
         self.counts.accepted += 1
+        self.accepted += 1
         return CheckInReply(
             "accept",
             round_number=current.number,
@@ -238,7 +241,9 @@ class Turn:
         return reply
 
     def _poll_seconds(self) -> float:
-        return self._task.poll_seconds * self._rng.uniform(0.8, 1.2)
+        # All of a cohort ask until the round starts.
+        seconds = max(self._task.poll_seconds, self._task.round.cohort_size / self._task.checkin_rate)
+        return seconds * self._rng.uniform(0.8, 1.2)
 
 
 def admitted(caller: Caller, device: Device | None) -> bool:

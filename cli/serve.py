@@ -33,7 +33,8 @@ from cli.options import BUNDLE, client_work
 @click.option("--evaluate-every", type=click.IntRange(min=1), help="Versions between two evaluations by the fleet.")
 @click.option("--participation-seconds", default=0.0, help="Between two rounds of the same device, at least.  [0]")
 @click.option("--keep-versions", default=50, show_default=True, help="Versions whose weights can be had.")
-@click.option("--retry-seconds", default=5.0, show_default=True, help="When a rejected device may check in again.")
+@click.option("--retry-seconds", default=5.0, show_default=True, help="For which a rejected device waits at least.")
+@click.option("--checkin-rate", default=500.0, show_default=True, help="Check-ins a second that are wanted at most.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds until the task is complete; without it, no end.")
 @click.option("--codec", default="q8", show_default=True, help="How updates are encoded: f32, f16, q8, q4, q2 or q1.")
 @click.option(
@@ -65,6 +66,7 @@ def serve(
     participation_seconds: float,
     keep_versions: int,
     retry_seconds: float,
+    checkin_rate: float,
     rounds: int | None,
     codec: str,
     downlink: str,
@@ -106,6 +108,7 @@ def serve(
         seed=seed,
         rounds=rounds,
         retry_seconds=retry_seconds,
+        checkin_rate=checkin_rate,
         downlink=downlink,
         evaluate_every=evaluate_every,
         participation_seconds=participation_seconds,

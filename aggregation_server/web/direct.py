@@ -56,5 +56,5 @@ def endpoints_of(router: APIRouter, paths: Container[str]) -> dict[tuple[str, st
         (method, route.path): route.endpoint
         for route in router.routes
         if isinstance(route, APIRoute) and route.path in paths
-        for method in route.methods
+        for method in route.methods or ()
     }

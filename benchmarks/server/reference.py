@@ -48,7 +48,9 @@ def create_reference(folder: Path) -> Callable[..., Awaitable[None]]:
 def main() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(create_reference(Path.cwd()), log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75)
+        config = uvicorn.Config(
+            create_reference(Path.cwd()), log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 
