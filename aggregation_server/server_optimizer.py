@@ -131,12 +131,12 @@ class ServerOptimizer:
 
     def _second(self, v: FloatArray, delta: FloatArray) -> FloatArray:
         """The next second moment."""
-        square = delta * delta
         if self.name == "fedadagrad":
-            return v + square
+            return v + delta * delta
         beta_2 = np.float32(self.parameters["beta_2"])
         if self.name == "fedadam":
-            return beta_2 * v + (_ONE - beta_2) * square
+            return beta_2 * v + (_ONE - beta_2) * delta * delta
+        square = delta * delta
         yogi: FloatArray = v - (_ONE - beta_2) * square * np.sign(v - square)
         return yogi
 
