@@ -35,7 +35,7 @@ def aggregate(
 ) -> PartialSum:
     """The sum of all reports; the same bits for any number of threads.
 
-    Memory: a `PartialSum` a thread and two more, and an encoded update a thread; it does not grow with the reports.
+    Memory: a `PartialSum` a thread and one more, and an encoded update a thread; it does not grow with the reports.
 
     Args:
         reports: in the order that fixes the bits: that of the clients' names.
@@ -72,6 +72,7 @@ def merged(sums: Iterable[PartialSum], specs: Sequence[TensorSpec], weighted: bo
     total = PartialSum(specs, weighted)
     for one in sums:
         total.merge(one)
+        del one  # its memory is the next one's
     return total
 
 

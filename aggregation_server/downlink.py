@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from aggregation_server.server_optimizer import FED_AVG, ServerOptimizer
 from aggregation_server.state import ServerState
 from device_runtime import codec
 from device_runtime.errors import InputError
@@ -73,23 +74,28 @@ class Downlink:
         self._seed = seed
         self._encoded: OrderedDict[str, EncodedWeights] = OrderedDict()
 
-    def next(self, state: ServerState, mean_delta: Weights) -> tuple[ServerState, EncodedWeights | None]:
+    def next(
+        self, state: ServerState, mean_delta: Weights, optimizer: ServerOptimizer = FED_AVG
+    ) -> tuple[ServerState, EncodedWeights | None]:
         """The next state, and the encoded form that gives its weights, bit for bit.
 
+        What is encoded as a difference is the optimiser's step; its moments are of the exact deltas.
+
         Raises:
-            IntegrityError: a new weight is not finite, or too large to be encoded.
+            IntegrityError: a new weight or moment is not finite, or too large to be encoded.
         """
+        step, moments = state.step(mean_delta, self._specs, optimizer)
         if self._codec == "f32":
-            return state.after(mean_delta, self._specs), None
+            return state.moved(step, moments, self._specs), None
         number = state.round_number + 1
         if self._codec == _WHOLE:
-            exact = state.after(mean_delta, self._specs)
+            exact = state.moved(step, moments, self._specs)
             data = self._encode(exact.weights, number)
             weights = codec.shaped(self._values(data), self._specs)
-            return ServerState.of(number, weights, self._specs), EncodedWeights("", data)
-        data = self._encode(mean_delta, number)
+            return ServerState.of(number, weights, self._specs, moments), EncodedWeights("", data)
+        data = self._encode(step, number)
         difference = codec.shaped(self._values(data), self._specs)
-        return state.after(difference, self._specs), EncodedWeights(state.identity, data)
+        return state.moved(difference, moments, self._specs), EncodedWeights(state.identity, data)
 
     def remember(self, identity: str, encoded: EncodedWeights | None) -> None:
         """Keep the encoded form of a version that was committed."""

@@ -87,10 +87,11 @@ def block_steps(payload: memoryview, elements: int, factor: float, steps: np.flo
     table = scales_of(exponents)
     table *= np.float32(factor)
     table /= steps
-    places = np.zeros((table.shape[0], CHUNK // BLOCK), np.intp)  # the type that arrays are indexed with, many times faster
+    places = np.zeros((table.shape[0], CHUNK // BLOCK), np.intp)  # numpy's own type of places: no other is as fast
     places.reshape(-1)[: levels.size] = levels
     places += np.arange(0, table.size, table.shape[1])[:, None]
-    return table.reshape(-1)[places.reshape(-1)[: levels.size]]
+    found: FloatArray = table.reshape(-1)[places.reshape(-1)[: levels.size]]
+    return found
 
 
 def are_finite(payload: memoryview, elements: int) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.downlink import DOWNLINKS, Downlink, Route
+from aggregation_server.server_optimizer import ServerOptimizer
 from aggregation_server.state import ServerState
 from device_runtime.encoded_weights import decoded_weights
 from device_runtime.errors import InputError, IntegrityError
@@ -77,6 +78,31 @@ def test_what_is_lost_on_the_way_is_little_and_unbiased(name: str) -> None:
     assert abs(sums.mean()) < 4 * sums.std(ddof=1) / np.sqrt(len(sums))
     relative = np.linalg.norm(errors[0]) / np.linalg.norm(np.concatenate([d.reshape(-1) for d in delta]))
     assert relative < {"f16": 0.02, "q8": 0.01, "q4": 0.1, "q2": 0.4, "q1": 0.85}[name]
+
+
+@pytest.mark.parametrize("name", DOWNLINKS)
+@pytest.mark.parametrize(
+    "optimizer", [ServerOptimizer("momentum", 0.5), ServerOptimizer("fedyogi")], ids=lambda o: o.name
+)
+def test_with_a_server_optimiser_its_step_is_what_is_encoded(name: str, optimizer: ServerOptimizer) -> None:
+    """Devices decode what is committed, and the moments are those of whole files."""
+    rng = np.random.default_rng(0)
+    downlink = Downlink(SPECS, MODEL, name, 5)
+    state = exact = ServerState.of(0, random_weights(rng, 0.1), SPECS)
+    for number in range(4):
+        delta = random_weights(rng, 0.01)
+        before = state
+        state, encoded = downlink.next(before, delta, optimizer)
+        exact = exact.after(delta, SPECS, optimizer)
+        for got, want in zip(state.moments, exact.moments, strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert state.round_number == number + 1
+        if encoded is not None:
+            held = before.weights if encoded.base else None
+            assert decoded_weights(held, [encoded.data], SPECS, MODEL, state.identity) == state.data
+    assert len(state.moments) == len(optimizer.slots(SPECS))
+    moved = np.linalg.norm(exact.weights[0] - state.weights[0]) / np.linalg.norm(exact.weights[0])
+    assert moved < {"f32": 1e-9, "f16": 1e-3, "q8": 1e-2, "q4": 3e-2, "q2": 0.2, "q1": 0.4}[name]
 
 
 def test_whole_files_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Callable
@@ -9,13 +10,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregation_server.validation import largest_update, validated_update
+from aggregation_server.validation import (
+    UNBOUNDED,
+    Bounds,
+    largest_update,
+    norm_of,
+    validated_evaluation,
+    validated_update,
+)
 from device_runtime import codec
 from device_runtime.bundle import Bundle
-from device_runtime.errors import UpdateError
+from device_runtime.errors import InputError, UpdateError
+from device_runtime.messages import EvaluationReport
 from device_runtime.tensors import TensorSpec
 from device_runtime.update import ClientUpdate
 
@@ -28,9 +37,9 @@ def sealed(content: bytes) -> bytes:
     return content + struct.pack("<I", zlib.crc32(content))
 
 
-def refusal(body: bytes, bundle: Bundle) -> tuple[str, str]:
+def refusal(body: bytes, bundle: Bundle, bounds: Bounds = UNBOUNDED) -> tuple[str, str]:
     with pytest.raises(UpdateError) as caught:
-        validated_update(body, bundle.manifest, 1)
+        validated_update(body, bundle.manifest, 1, bounds)
     return caught.value.reason, str(caught.value)
 
 
@@ -91,6 +100,125 @@ def test_weight(bundle: Bundle, make_report: MakeReport) -> None:
 
 def test_wrong_round(bundle: Bundle, make_report: MakeReport) -> None:
     assert refusal(make_report(round_number=2), bundle) == ("wrong_round", "update: made in round 2, expected 1")
+
+
+def test_a_weight_above_the_bound(bundle: Bundle, make_report: MakeReport) -> None:
+    bounds = Bounds(examples=600)
+    validated_update(make_report(weight=600), bundle.manifest, 1, bounds)
+    expected = "update: its weight should be at most 600, not 601"
+    assert refusal(make_report(weight=601), bundle, bounds) == ("weight", expected)
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
+def test_a_norm_above_the_bound(bundle: Bundle, make_update: MakeUpdate, name: str) -> None:
+    body = codec.encode(make_update(value=3.0), bundle.manifest.tensors, bundle.manifest.model_id, name, 0)
+    norm = norm_of(validated_update(body, bundle.manifest, 1))
+    validated_update(body, bundle.manifest, 1, Bounds(norm=norm))
+    expected = f"update: its norm should be at most {0.99 * norm:g}, not {norm:g}"
+    assert refusal(body, bundle, Bounds(norm=0.99 * norm)) == ("norm", expected)
+
+
+def test_a_norm_is_not_looked_at_where_the_values_are_not_finite(bundle: Bundle, make_report: MakeReport) -> None:
+    body = sealed(make_report()[:-8] + struct.pack("<f", np.nan))
+    assert refusal(body, bundle, Bounds(norm=1.0))[0] == "non_finite"
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
+@given(size=st.integers(1, 70_000), seed=st.integers(0, 2**32), scale=st.sampled_from([1e-12, 1.0, 1e15]))
+@settings(max_examples=15)
+def test_the_norm_is_that_of_the_decoded_values(name: str, size: int, seed: int, scale: float) -> None:
+    specs = (TensorSpec("t", (size,)),)
+    values = (scale * np.random.default_rng(seed).normal(size=size)).astype(np.float32)
+    body = codec.encode(ClientUpdate((values,), 1, seed), specs, "ab" * 16, name, seed)
+    update = codec.read_update(body, specs, "ab" * 16)
+    assert norm_of(update) == pytest.approx(float(np.linalg.norm(update.values().astype(np.float64))), rel=1e-5)
+
+
+def test_the_norm_of_the_largest_values_is_a_number() -> None:
+    specs = (TensorSpec("t", (1000,)),)
+    body = codec.encode(ClientUpdate((np.full(1000, 3e38, np.float32),), 1, 1), specs, "ab" * 16, "f32", 0)
+    assert norm_of(codec.read_update(body, specs, "ab" * 16)) == pytest.approx(3e38 * 1000**0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"norm": 0.0}, "--max-update-norm should be a finite number above 0, not 0.0"),
+        ({"norm": np.inf}, "--max-update-norm should be a finite number above 0, not inf"),
+        ({"norm": True}, "--max-update-norm should be a finite number above 0, not True"),
+        ({"examples": 0}, "--max-examples should be a whole number of at least 1, not 0"),
+        ({"examples": 1.5}, "--max-examples should be a whole number of at least 1, not 1.5"),
+    ],
+)
+def test_bounds_out_of_range_are_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Bounds(**fields)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+EVALUATION = {"round_number": 3, "count": 10, "correct": 7, "loss_sum": 4.5}
+
+
+def evaluation_refusal(body: bytes) -> tuple[str, str]:
+    with pytest.raises(UpdateError) as caught:
+        validated_evaluation(body, 3, 1000)
+    return caught.value.reason, str(caught.value)
+
+
+def test_a_valid_evaluation_comes_through_unchanged() -> None:
+    report = EvaluationReport(3, 10, 7.5, 4.25)
+    assert validated_evaluation(json.dumps(report.to_json()).encode(), 3, 10) == report
+    later = EVALUATION | {"what a later device says": [1]}
+    assert validated_evaluation(json.dumps(later).encode(), 3, 10) == EvaluationReport(3, 10, 7.0, 4.5)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", ("format", "evaluation: not JSON")),
+        (b"\xff\xfe", ("format", "evaluation: not JSON")),
+        (b"[" * 100_000, ("format", "evaluation: not JSON")),
+        (b"9" * 100_000, ("format", "evaluation: not JSON")),
+        (b"[]", ("format", "evaluation: not a JSON object")),
+        (b"{}", ("format", "evaluation: round_number should be a whole number")),
+        ({"round_number": "3"}, ("format", "evaluation: round_number should be a whole number")),
+        ({"count": 10.0}, ("format", "evaluation: count should be a whole number")),
+        ({"count": True}, ("format", "evaluation: count should be a whole number")),
+        ({"count": 2**63}, ("format", "evaluation: count should be a whole number")),
+        ({"correct": None}, ("format", "evaluation: correct should be a number")),
+        ({"loss_sum": False}, ("format", "evaluation: loss_sum should be a number")),
+        ({"round_number": 4}, ("wrong_round", "evaluation: made in round 4, expected 3")),
+        ({"count": 0}, ("weight", "evaluation: count should be from 1 to 1000, not 0")),
+        ({"count": 1001}, ("weight", "evaluation: count should be from 1 to 1000, not 1001")),
+        ({"correct": float("nan")}, ("non_finite", "evaluation: correct and loss_sum should be finite numbers")),
+        ({"loss_sum": float("-inf")}, ("non_finite", "evaluation: correct and loss_sum should be finite numbers")),
+        ({"loss_sum": 10**400}, ("non_finite", "evaluation: correct and loss_sum should be finite numbers")),
+        ({"correct": -0.5}, ("format", "evaluation: correct should be from 0 to count, 10, not -0.5")),
+        ({"correct": 10.5}, ("format", "evaluation: correct should be from 0 to count, 10, not 10.5")),
+    ],
+    ids=lambda case: str(case)[:20],
+)
+def test_an_evaluation_that_is_refused(body: bytes | dict[str, object], expected: tuple[str, str]) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(EVALUATION | body).encode()
+    assert evaluation_refusal(data) == expected
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(fields=st.fixed_dictionaries({}, optional=dict.fromkeys(EVALUATION, JSON)), raw=st.binary(max_size=40))
+def test_any_fields_and_any_bytes_are_an_evaluation_or_refused(fields: dict[str, object], raw: bytes) -> None:
+    for body in (json.dumps(EVALUATION | fields).encode(), json.dumps(fields).encode(), raw):
+        try:
+            report = validated_evaluation(body, 3, 1000)
+        except UpdateError as error:
+            assert error.reason in {"format", "wrong_round", "weight", "non_finite"}
+        else:
+            assert 1 <= report.count <= 1000 and 0 <= report.correct <= report.count
+            assert np.isfinite(report.loss_sum)
 
 
 @given(position=st.integers(0, 10_000), flip=st.integers(1, 255))

@@ -26,6 +26,7 @@ if importlib.util.find_spec("tensorflow_federated") is None:
         "test_examples.py",
         "test_experiment.py",
         "test_fed_avg.py",
+        "test_fleet_server.py",
         "test_reproduce.py",
         "test_resume.py",
         "test_server_optimizer.py",

@@ -44,7 +44,25 @@ def trimmed_mean(values: tf.Tensor, share: float) -> tf.Tensor:
     # 0.29 · 100 is 28.999…: what is whole but for rounding is meant to be whole
     cut = tf.cast(tf.floor(share * tf.cast(count, tf.float64) + 1e-9), tf.int32)
     cut = tf.minimum(cut, (count - 1) // 2)
-    return tf.reduce_mean(tf.sort(values, axis=0)[cut : count - cut], axis=0)
+    kept = tf.sort(values, axis=0)[cut : count - cut]
+    return _sum(kept) / tf.cast(tf.shape(kept)[0], tf.float32)
+
+
+def _sum(rows: tf.Tensor) -> tf.Tensor:
+    """Float32 [m, …] → [...]: the rows' second half is added to their first until one is left; of an odd number, the
+    middle one waits.
+
+    `tf.reduce_sum` adds in an order of its own, which differs from column to column; the fleet's server adds in this.
+    """
+
+    def halved(rows: tf.Tensor) -> tuple[tf.Tensor]:
+        count = tf.shape(rows)[0]
+        pairs = count // 2
+        return (tf.concat([rows[:pairs] + rows[count - pairs :], rows[pairs : count - pairs]], axis=0),)
+
+    shape = tf.TensorShape([None, *rows.shape[1:]])
+    (rows,) = tf.while_loop(lambda rows: tf.shape(rows)[0] > 1, halved, (rows,), shape_invariants=(shape,))
+    return rows[0]
 
 
 def build_robust_aggregator(algorithm: Algorithm, update_type: Any) -> Any:

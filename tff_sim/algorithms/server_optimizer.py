@@ -47,11 +47,11 @@ class _Adaptive(tff.learning.optimizers.Optimizer):
         rate, beta_1, beta_2, tau = (state[name] for name in self._hparams)
 
         def second(v: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
+            if self._name == "fedadam":
+                return beta_2 * v + (1 - beta_2) * g * g  # TensorFlow would multiply in this order anyway
             square = g * g
             if self._name == "fedadagrad":
                 return v + square
-            if self._name == "fedadam":
-                return beta_2 * v + (1 - beta_2) * square
             return v - (1 - beta_2) * square * tf.sign(v - square)
 
         m = tf.nest.map_structure(lambda m, g: beta_1 * m + (1 - beta_1) * g, state["m"], gradients)
