@@ -47,7 +47,7 @@ class Fleet:
         spool: folder of the reports.
         now: seconds of the monotonic clock, in its only element.
         make_report: the bytes of an update.
-        seed: of the selection and of all jitter.
+        chance: seed of the selection and of all jitter.
 
     Attributes:
         coordinator, committer, enrolments, operations, store, spool: the server's parts.
@@ -63,24 +63,24 @@ class Fleet:
         spool: Path,
         now: list[float],
         make_report: Callable[..., bytes],
-        seed: int = 1,
+        chance: int = 1,
     ) -> None:
         manifest = bundle.manifest
         self.now = now
         self.tokens: dict[str, str] = {}
-        self._enrolled: set[str] = set()
         self._make_report = make_report
         self.store = Store(store_url, manifest.model_id, dump_weights(bundle.initial_weights(), manifest.tensors))
         try:
             self.spool = Spool(spool)
             clock = ServerClock(lambda: now[0])
-            self.coordinator = Coordinator(bundle, task, self.store, self.spool, clock=clock, rng=random.Random(seed))
+            self.coordinator = Coordinator(bundle, task, self.store, self.spool, clock=clock, rng=random.Random(chance))
         except BaseException:
             self.store.close()
             raise
         self.committer = Committer(self.coordinator)
         self.enrolments = Enrolments(self.store, task)
         self.operations = Operations(self.coordinator)
+        self._enrolled = {device.name for device in self.enrolments.devices()}
 
     def close(self) -> None:
         """What is left is what a server that was killed leaves."""
@@ -88,7 +88,7 @@ class Fleet:
         self.store.close()
 
     def enrol(self, *names: str) -> None:
-        """Enrol devices, each with a code; those that this fleet has enrolled already are left as they are."""
+        """Enrol devices, each with a code; those that are enrolled already are left as they are."""
         new = [name for name in dict.fromkeys(names) if name not in self._enrolled]
         for name, code in zip(new, self.enrolments.new_codes(len(new), 1) if new else (), strict=True):
             reply = self.enrolments.enrol(Enrolment(code, name, secret_of(name)))
@@ -104,14 +104,18 @@ class Fleet:
         return answer
 
     def check_in(self, *names: str, tasks: tuple[str, ...] = TASKS) -> list[CheckInReply]:
-        """Check in devices one after the other, each in a turn of its own; they are enrolled before."""
+        """Check in devices one after the other, in one turn; they are enrolled before."""
         self.enrol(*names)
+        population = self.coordinator.population
+        asked = [CheckInRequest(caller(name), CheckIn(population, name, "test", list(tasks))) for name in names]
         replies = []
-        for name in names:
-            message = CheckIn(self.coordinator.population, name, "test", list(tasks))
-            replies.append(self.ask(CheckInRequest(caller(name), message), CheckInReply))
-            if replies[-1].decision == "accept":
-                self.tokens[name] = replies[-1].token
+        for name, reply in zip(names, self.coordinator.handle(asked), strict=True):
+            if isinstance(reply, Exception):
+                raise reply
+            assert isinstance(reply, CheckInReply)
+            replies.append(reply)
+            if reply.decision == "accept":
+                self.tokens[name] = reply.token
         return replies
 
     def join(self, *names: str) -> None:

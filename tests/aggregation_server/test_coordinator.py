@@ -1,4 +1,4 @@
-"""The coordinator: rounds from check-in to commit, with a clock and tokens that the test holds."""
+"""The coordinator and the committer: rounds from check-in to commit, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -6,120 +6,192 @@ import logging
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from aggregation_server.coordinator import Coordinator
-from aggregation_server.history import RoundRecord
-from aggregation_server.store import Store, StoreError
-from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, Bundle
-from device_runtime.messages import CheckIn, CheckInReply
+from aggregation_server.requests import Admission, Caller, CheckInRequest, ConfigurationRequest, DeniedError
+from aggregation_server.rounds import Phase
+from aggregation_server.store import REMEMBERED
+from aggregation_server.tokens import Ticket, token_for
+from device_runtime.bundle import Bundle
+from device_runtime.messages import CheckIn, CheckInReply, ReportReply
 from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork, client_seed
+from tests.aggregation_server.fleet import Fleet, caller
 
-Make = Callable[..., Coordinator]
+Make = Callable[..., Fleet]
 MakeReport = Callable[..., bytes]
+UNKNOWN = ReportReply("refused", "unknown_token", "no round of this server gave out this token")
 
 
-def join(coordinator: Coordinator, *clients: str) -> list[CheckInReply]:
-    return [coordinator.check_in(CheckIn("tiny", client, "test")) for client in clients]
-
-
-def run_round(coordinator: Coordinator, make_report: MakeReport, number: int, value: float = 1.0) -> list[str]:
-    """A whole round with the goal of two; its tokens."""
-    tokens = [reply.token for reply in join(coordinator, "a", "b", "c")]
-    for token in tokens[:2]:
-        assert coordinator.report(token, make_report(value=value, round_number=number)).verdict == "accepted"
-    return tokens
-
-
-def test_a_round_commits_w_plus_the_weighted_mean_delta(
-    make_coordinator: Make, make_report: MakeReport, bundle: Bundle, now: list[float]
-) -> None:
-    coordinator = make_coordinator()
-    replies = join(coordinator, "a", "b", "c")
-    assert [(reply.decision, reply.round_number, reply.token) for reply in replies] == [
-        ("accept", 1, "t0"),
-        ("accept", 1, "t1"),
-        ("accept", 1, "t2"),
-    ]
-    before = coordinator.status()
-    now[0] += 7
-    assert coordinator.report("t0", make_report(value=1.0, weight=1, loss=1.0)).verdict == "accepted"
-    assert coordinator.report("t2", make_report(value=3.0, weight=3, loss=3.0)).verdict == "accepted"
-    status = coordinator.status()
-    assert (status["committed_rounds"], status["round"], status["phase"]) == (1, 2, "selection")
-    assert status["weights"] != before["weights"] == status["initial_weights"]
-    data = coordinator.weights(status["weights"])
+def kernel(fleet: Fleet, identity: str | None = None) -> npt.NDArray[np.float32]:
+    """The first tensor of a version, by default of the latest."""
+    data = fleet.coordinator.weights(identity or fleet.status()["weights"])
     assert data is not None
+    return load_weights(data, fleet.coordinator.bundle.manifest.tensors)[0]
+
+
+def test_a_round_commits_w_plus_the_weighted_mean_delta(make_fleet: Make, bundle: Bundle) -> None:
+    fleet = make_fleet()
+    assert [(reply.decision, reply.round_number) for reply in fleet.check_in("a", "b", "c")] == [("accept", 1)] * 3
+    before = fleet.status()
+    assert before["weights"] == before["initial_weights"]
+    fleet.tick(7)
+    assert fleet.report("a", value=1.0, weight=1, loss=1.0) == ReportReply("accepted")
+    assert not fleet.coordinator.committing
+    assert not fleet.committer.commit()
+    assert fleet.report("c", value=3.0, weight=3, loss=3.0) == ReportReply("accepted")
+    assert fleet.coordinator.committing
+    assert fleet.status()["phase"] == "committing"
+    assert fleet.commit()
+    assert not fleet.committer.commit()
+    status = fleet.status()
+    assert (status["committed_rounds"], status["round"], status["phase"]) == (1, 2, "selection")
+    data = fleet.coordinator.weights(status["weights"])
+    assert data is not None and data == fleet.coordinator.state.data
     for tensor, initial in zip(load_weights(data, bundle.manifest.tensors), bundle.initial_weights(), strict=True):
         np.testing.assert_array_equal(tensor, initial + np.float32(2.5))
-    (record,) = status["history"]
-    assert (record["number"], record["outcome"], record["weights"]) == (1, "committed", status["weights"])
-    assert (record["clients"], record["examples"], record["loss"], record["seconds"]) == (2, 4, 2.5, 7.0)
+    (record,) = fleet.history()
+    assert (record.number, record.outcome, record.weights, record.task) == (
+        1,
+        "committed",
+        status["weights"],
+        "training",
+    )
+    assert (record.clients, record.cohort, record.examples, record.loss, record.seconds) == (2, 3, 4, 2.5, 7.0)
+    assert record.ended - record.started == pytest.approx(7.0)
 
 
-def test_configuration_waits_for_the_cohort_and_then_gives_the_work(
-    make_coordinator: Make, bundle: Bundle, now: list[float]
-) -> None:
+def test_the_weights_do_not_depend_on_the_order_of_the_reports(make_fleet: Make, tmp_path: Path) -> None:
+    """Sums of floats do; so the committer adds them in the order of the devices' names."""
+    values, identities = {"a": 1e8, "b": -1e8, "c": 0.3, "d": 1.7, "e": -3e7}, set()
+    for order in ("abcde", "edcba", "cbead"):
+        url, spool = f"sqlite:///{tmp_path}/{order}.db", tmp_path / order
+        fleet = make_fleet(store_url=url, spool=spool, goal_count=5, over_selection=1)
+        fleet.join(*sorted(values))
+        for name in order:
+            assert fleet.report(name, value=values[name], weight=3).verdict == "accepted"
+        assert fleet.commit()
+        identities.add(fleet.status()["weights"])
+        fleet.close()
+    assert len(identities) == 1
+
+
+def test_configuration_waits_for_the_cohort_and_then_gives_the_work(make_fleet: Make, bundle: Bundle) -> None:
     work = ClientWork(epochs=3, batch_size=4, learning_rate=0.5, proximal=0.25, codec="q8", seed=99)
-    coordinator = make_coordinator(work=work, seed=5, reporting_timeout=60)
-    join(coordinator, "a", "b")
-    waiting = coordinator.configuration("t0")
+    fleet = make_fleet(work=work, seed=5, reporting_timeout=60, poll_seconds=2.0)
+    (reply, _) = fleet.check_in("a", "b")
+    assert 1.6 <= reply.retry_after_seconds <= 2.4
+    waiting = fleet.configuration("a")
     assert waiting.state == "wait"
-    assert 0.16 <= waiting.retry_after_seconds <= 0.24
-    join(coordinator, "c")
-    now[0] += 15
-    configuration = coordinator.configuration("t1")
-    assert (configuration.state, configuration.round_number) == ("start", 1)
+    assert 1.6 <= waiting.retry_after_seconds <= 2.4
+    fleet.join("c")
+    fleet.now[0] += 15
+    configuration = fleet.configuration("b")
+    assert (configuration.state, configuration.round_number, configuration.task) == ("start", 1, "training")
     assert configuration.bundle == bundle.identity
-    assert configuration.weights == coordinator.status()["weights"]
+    assert configuration.weights == fleet.status()["weights"]
     assert ClientWork.from_json(configuration.work) == ClientWork(
         epochs=3, batch_size=4, learning_rate=0.5, proximal=0.25, codec="q8", seed=client_seed(5, 1, "b"),
         deadline_seconds=45.0,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_configuration_is_aborted_for_a_round_that_is_over_and_for_a_token_of_another_life(
-    make_coordinator: Make, make_report: MakeReport, known: bool
-) -> None:
-    coordinator = make_coordinator()
-    run_round(coordinator, make_report, 1)
-    assert coordinator.configuration("t2" if known else "x").state == "aborted"
+def test_configuration_is_aborted_when_its_round_is_over_or_was_never_its_device_s(make_fleet: Make) -> None:
+    fleet = make_fleet()
+    fleet.join("a", "b", "c")
+    fleet.report("a")
+    fleet.report("b")
+    assert fleet.configuration("c").state == "aborted", "it has its reports"
+    fleet.commit()
+    assert fleet.configuration("c").state == "aborted", "it is over"
+    fleet.join("a", "b", "c")
+    fleet.enrol("d")
+    assert fleet.configuration("d", token=fleet.tokens["a"]).state == "aborted", "another device's token"
+    assert fleet.configuration("d", token="nonsense").state == "aborted"
+    ticket = fleet.coordinator.ticket(fleet.tokens["a"], "a")
+    assert ticket is not None
+    invented = token_for(ticket, "d", fleet.coordinator.token_key)
+    assert fleet.configuration("d", token=invented).state == "aborted", "it has not checked in"
 
 
-def test_check_in_rejects_with_a_reason_and_counts_it(make_coordinator: Make) -> None:
-    coordinator = make_coordinator(retry_seconds=10.0)
-    join(coordinator, "a", "b")
-    rejected = [
-        *join(coordinator, "a", "c", "d"),
-        coordinator.check_in(CheckIn("other", "e", "test")),
-        *join(coordinator, "", "f" * 65, "a b", "a\n"),
+def test_check_in_rejects_with_a_reason_and_counts_it(make_fleet: Make) -> None:
+    fleet = make_fleet(retry_seconds=10.0)
+    fleet.join("a", "b")
+    first = fleet.tokens["a"]
+    again, third, fourth = fleet.check_in("a", "c", "d")
+    assert (again.decision, again.token) == ("accept", first), "a device that asks again has its token again"
+    others = [
+        fleet.ask(CheckInRequest(caller("d"), CheckIn(population, client, "test")), CheckInReply)
+        for population, client in (("other", "d"), ("tiny", "e"), ("tiny", ""))
     ]
-    assert (rejected[0].decision, rejected[0].token) == ("accept", "t0")  # a device that asks again
-    reasons = [reply.reason for reply in rejected if reply.decision == "reject"]
-    assert reasons == ["cohort_full", "population", "client", "client", "client", "client"]
-    windows = [reply.retry_after_seconds for reply in rejected if reply.decision == "reject"]
-    assert all(8 <= seconds <= 12 for seconds in windows)
-    assert len(set(windows)) == len(windows)
-    counts = coordinator.status()["counts"]
-    assert (counts["checked_in"], counts["accepted"]) == (10, 4)
-    assert counts["rejected"] == {"client": 4, "cohort_full": 1, "population": 1}
+    rejected = [fourth, *others]
+    assert [reply.reason for reply in rejected] == ["cohort_full", "population", "client", "client"]
+    assert {(reply.decision, reply.token) for reply in rejected} == {("reject", "")}
+    assert {reply.retry_after_seconds for reply in rejected} == {10.0}, "devices vary it themselves"
+    fleet.report("a")
+    assert fleet.check_in("a")[0].reason == "already_reported"
+    counts = fleet.status()["counts"]
+    assert (counts["checked_in"], counts["accepted"]) == (9, 4)
+    assert counts["rejected"] == {"already_reported": 1, "client": 2, "cohort_full": 1, "population": 1}
+    assert third.decision == "accept"
 
 
-def test_the_population_is_the_models_name_unless_the_task_names_one(make_coordinator: Make) -> None:
-    coordinator = make_coordinator(population="phones")
-    assert coordinator.check_in(CheckIn("tiny", "a", "test")).reason == "population"
-    assert coordinator.check_in(CheckIn("phones", "a", "test")).decision == "accept"
+def test_a_round_that_has_started_below_its_cohort_rejects(make_fleet: Make) -> None:
+    fleet = make_fleet(selection_timeout=10)
+    fleet.join("a")
+    fleet.now[0] += 10
+    assert fleet.check_in("b")[0].reason == "round_started"
+
+
+def test_the_population_is_the_models_name_unless_the_task_names_one(make_fleet: Make) -> None:
+    fleet = make_fleet(population="phones")
+    fleet.enrol("a")
+    replies = [
+        fleet.ask(CheckInRequest(caller("a"), CheckIn(population, "a", "test")), CheckInReply)
+        for population in ("tiny", "phones")
+    ]
+    assert [(reply.decision, reply.reason) for reply in replies] == [("reject", "population"), ("accept", "")]
+
+
+def test_a_stranger_a_wrong_secret_and_a_revoked_device_are_denied_everything(make_fleet: Make) -> None:
+    fleet = make_fleet()
+    fleet.join("a", "b", "c")
+    fleet.enrolments.revoke("b")
+    token = fleet.tokens["b"]
+    for wrong in (Caller("nobody", "x" * 40), Caller("a", "x" * 40), Caller("a", ""), caller("b"), Caller("", "")):
+        message = CheckIn("tiny", wrong.name, "test")
+        answers = fleet.coordinator.handle(
+            [CheckInRequest(wrong, message), ConfigurationRequest(wrong, token), Admission(wrong)]
+        )
+        assert [type(answer) for answer in answers] == [DeniedError] * 3
+        with pytest.raises(DeniedError):
+            fleet.ask(Admission(wrong), bool)
+    with pytest.raises(DeniedError):
+        fleet.report("b")
+    assert fleet.ask(Admission(caller("a")), bool)
+    counts = fleet.status()["counts"]
+    assert (counts["checked_in"], counts["reported"], counts["rejected"]) == (3, 0, {})
+
+
+def test_a_revoked_device_s_report_that_counted_still_counts(make_fleet: Make) -> None:
+    fleet = make_fleet(goal_count=2, over_selection=1)
+    fleet.join("a", "b")
+    fleet.report("a", value=1.0)
+    fleet.enrolments.revoke("a")
+    fleet.report("b", value=3.0)
+    assert fleet.commit()
+    assert fleet.history()[0].clients == 2
 
 
 def test_a_refused_report_is_counted_by_reason_and_changes_nothing_else(
-    make_coordinator: Make, make_report: MakeReport
+    make_fleet: Make, make_report: MakeReport
 ) -> None:
-    coordinator = make_coordinator()
-    join(coordinator, "a", "b", "c")
+    fleet = make_fleet()
+    fleet.join("a", "b", "c")
     good = make_report()
     bodies = {
         "truncated": b"",
@@ -129,262 +201,292 @@ def test_a_refused_report_is_counted_by_reason_and_changes_nothing_else(
         "wrong_round": make_report(round_number=2),
     }
     for reason, body in bodies.items():
-        reply = coordinator.report("t0", body)
+        reply = fleet.report("a", body)
         assert (reply.verdict, reply.reason) == ("refused", reason)
         assert reply.message
-    assert coordinator.report("x", good).reason == "unknown_token"
-    assert coordinator.status()["reports"] == 0
-    assert coordinator.report("t0", good).verdict == "accepted", "a refused report used up the token"
-    duplicate = coordinator.report("t0", good)
-    assert (duplicate.verdict, duplicate.reason) == ("refused", "duplicate")
-    counts = coordinator.status()["counts"]
-    assert counts["refused"] == dict.fromkeys(sorted([*bodies, "unknown_token", "duplicate"]), 1)
+    assert fleet.report("a", good, token="x") == UNKNOWN
+    assert fleet.status()["reports"] == 0
+    assert fleet.report("a", good).verdict == "accepted", "a refused report used up the token"
+    for body in (good, b"", make_report(value=7.0)):
+        duplicate = ReportReply("refused", "duplicate", "this token's report was already counted")
+        assert fleet.report("a", body) == duplicate
+    counts = fleet.status()["counts"]
+    assert counts["refused"] == dict.fromkeys(bodies, 1) | {"duplicate": 3, "unknown_token": 1}
     assert counts["reported"] == 1
-    assert counts["upload_bytes"] == sum(map(len, bodies.values())) + 3 * len(good)
+    assert counts["upload_bytes"] == sum(map(len, bodies.values())) + 4 * len(good)
 
 
-def test_the_refused_and_the_late_leave_no_trace_in_the_weights(
-    make_coordinator: Make, make_report: MakeReport, open_store: Callable[..., Store]
-) -> None:
-    clean = make_coordinator(store=open_store("sqlite://"))
-    run_round(clean, make_report, 1)
-    coordinator = make_coordinator()
-    join(coordinator, "a", "b", "c")
-    coordinator.report("t0", make_report(value=1000.0, weight=0))
-    coordinator.report("t0", make_report(value=1.0))
-    coordinator.report("t0", make_report(value=1000.0))
-    coordinator.report("t1", make_report(value=1.0))
-    coordinator.report("t2", make_report(value=1000.0))
-    status = coordinator.status()
-    assert status["weights"] == clean.status()["weights"] != status["initial_weights"]
-    assert (status["history"][0]["clients"], status["history"][0]["examples"]) == (2, 2)
-    assert status["counts"]["late"] == 1
+def test_a_token_is_its_device_s_alone(make_fleet: Make, make_report: MakeReport) -> None:
+    fleet = make_fleet()
+    fleet.join("a", "b", "c")
+    assert len(set(fleet.tokens.values())) == 3
+    assert fleet.report("b", make_report(), token=fleet.tokens["a"]) == UNKNOWN
+    assert fleet.configuration("b", token=fleet.tokens["a"]).state == "aborted"
+    assert fleet.status()["reports"] == 0
+    assert fleet.report("a").verdict == "accepted"
 
 
-def test_a_late_report_is_aborted_even_after_further_rounds(make_coordinator: Make, make_report: MakeReport) -> None:
-    coordinator = make_coordinator()
-    straggler = run_round(coordinator, make_report, 1)[2]
-    for number in (1, 2):
-        before = coordinator.status()["weights"]
-        reply = coordinator.report(straggler, make_report())
-        assert (reply.verdict, reply.reason) == ("aborted", "late")
-        assert coordinator.status()["weights"] == before
-        run_round(coordinator, make_report, number + 1)
-    assert coordinator.status()["counts"]["late"] == 2
+def test_a_report_before_the_start_is_refused(make_fleet: Make) -> None:
+    fleet = make_fleet()
+    fleet.join("a")
+    message = "round 1 has not started: ask for the configuration first"
+    assert fleet.report("a") == ReportReply("refused", "not_started", message)
 
 
-def test_an_abandoned_round_is_tried_again_under_its_number(
-    make_coordinator: Make, make_report: MakeReport, now: list[float]
-) -> None:
-    coordinator = make_coordinator(minimum_reports=2, reporting_timeout=30)
-    before = coordinator.status()["weights"]
-    join(coordinator, "a", "b", "c")
-    assert coordinator.report("t0", make_report(value=9.0)).verdict == "accepted"
-    now[0] += 30
-    coordinator.tick()
-    status = coordinator.status()
+def test_the_refused_and_the_late_leave_no_trace_in_the_weights(make_fleet: Make) -> None:
+    fleet = make_fleet()
+    before = kernel(fleet)
+    fleet.join("a", "b", "c")
+    fleet.report("a", value=1000.0, weight=0)
+    fleet.report("a", value=1.0)
+    fleet.report("a", value=1000.0)
+    fleet.report("b", value=1.0)
+    fleet.report("c", value=1000.0)
+    assert fleet.commit()
+    np.testing.assert_array_equal(kernel(fleet), before + 1)
+    (record,) = fleet.history()
+    assert (record.clients, record.examples, record.counts.late) == (2, 2, 1)
+    assert record.counts.refused == {"duplicate": 1, "weight": 1}
+
+
+def test_a_late_report_is_known_for_as_many_rounds_as_are_remembered(make_fleet: Make) -> None:
+    fleet = make_fleet(goal_count=1, over_selection=2)
+    fleet.join("a", "z")
+    fleet.report("a")
+    first, duplicate = fleet.tokens["z"], fleet.tokens["a"]
+    late = ReportReply("aborted", "late", "round 1 already has all its reports")
+    assert fleet.report("z") == late, "it waits for its commit"
+    fleet.commit()
+    for number in range(2, REMEMBERED + 1):
+        assert fleet.report("z", token=first) == late
+        assert fleet.report("a", token=duplicate).reason == "duplicate"
+        fleet.join("a", "b")
+        fleet.report("a")
+        assert fleet.commit(), number
+    assert fleet.report("z", token=first) == late
+    fleet.join("a", "b")
+    fleet.report("a")
+    fleet.commit()
+    assert fleet.report("z", token=first) == UNKNOWN
+    assert fleet.report("a", token=duplicate) == UNKNOWN
+    assert fleet.status()["counts"]["late"] == REMEMBERED + 1
+
+
+def test_a_token_of_a_round_that_never_was(make_fleet: Make, make_report: MakeReport) -> None:
+    fleet = make_fleet()
+    fleet.enrol("a")
+    invented = token_for(Ticket(77, 1, "training"), "a", fleet.coordinator.token_key)
+    assert fleet.report("a", make_report(), token=invented) == UNKNOWN
+
+
+def test_an_abandoned_round_is_tried_again_under_its_number(make_fleet: Make, caplog: pytest.LogCaptureFixture) -> None:
+    fleet = make_fleet(minimum_reports=2, reporting_timeout=30)
+    before = fleet.status()["weights"]
+    fleet.join("a", "b", "c")
+    assert fleet.report("a", value=9.0).verdict == "accepted"
+    fleet.tick(30)
+    assert caplog.messages == ["round 1 (training) abandoned: reporting_timeout"]
+    status = fleet.status()
     assert (status["phase"], status["round"], status["weights"]) == ("selection", 1, before)
-    (record,) = status["history"]
-    assert (record["outcome"], record["reason"], record["clients"]) == ("abandoned", "reporting_timeout", 1)
-    assert coordinator.configuration("t1").state == "aborted"
-    reply = coordinator.report("t1", make_report())
-    assert (reply.verdict, reply.reason) == ("aborted", "abandoned")
-    tokens = [reply.token for reply in join(coordinator, "a", "b", "c")]
-    for token in tokens[:2]:
-        coordinator.report(token, make_report(value=1.0))
-    data = coordinator.weights(coordinator.status()["weights"])
-    assert data is not None
-    kernel = load_weights(data, coordinator.bundle.manifest.tensors)[0]
-    np.testing.assert_array_equal(kernel, coordinator.bundle.initial_weights()[0] + 1, "the lost report was counted")
+    (record,) = fleet.history()
+    assert (record.outcome, record.reason, record.number, record.seconds) == ("abandoned", "reporting_timeout", 1, 30)
+    assert (record.cohort, record.counts.reported, record.weights) == (3, 1, before)
+    assert fleet.configuration("b").state == "aborted"
+    assert fleet.report("b") == ReportReply("aborted", "abandoned", "round 1 was abandoned: reporting_timeout")
+    old = dict(fleet.tokens)
+    start = kernel(fleet)
+    fleet.join("a", "b", "c")
+    assert all(fleet.tokens[name] != old[name] for name in "abc"), "another attempt has other tokens"
+    fleet.report("a", value=1.0)
+    fleet.report("b", value=1.0)
+    assert fleet.commit()
+    np.testing.assert_array_equal(kernel(fleet), start + 1, "the lost report was counted")
+    assert [record.outcome for record in fleet.history()] == ["abandoned", "committed"]
 
 
-def test_an_idle_server_remembers_nothing(make_coordinator: Make, now: list[float]) -> None:
-    coordinator = make_coordinator(selection_timeout=10)
+def test_a_deadline_with_the_minimum_of_reports_commits(make_fleet: Make) -> None:
+    fleet = make_fleet(goal_count=3, minimum_reports=2, reporting_timeout=30)
+    fleet.join("a", "b", "c", "d")
+    fleet.report("a")
+    fleet.report("c")
+    fleet.now[0] += 30
+    assert fleet.report("d").reason == "late"
+    assert fleet.commit()
+    assert fleet.history()[0].clients == 2
+
+
+def test_a_selection_without_enough_devices_is_abandoned(make_fleet: Make) -> None:
+    fleet = make_fleet(minimum_reports=2, selection_timeout=10)
+    fleet.join("a")
+    fleet.tick(10)
+    (record,) = fleet.history()
+    assert (record.outcome, record.reason, record.cohort) == ("abandoned", "selection_timeout", 1)
+    assert fleet.report("a") == ReportReply("aborted", "abandoned", "round 1 was abandoned: selection_timeout")
+
+
+def test_an_idle_server_remembers_nothing(make_fleet: Make) -> None:
+    fleet = make_fleet(selection_timeout=10)
     for _ in range(5):
-        now[0] += 10
-        coordinator.tick()
-    assert coordinator.status()["history"] == []
-    assert join(coordinator, "a")[0].decision == "accept"
+        fleet.tick(10)
+    assert fleet.history() == []
+    assert fleet.check_in("a")[0].decision == "accept"
+    fleet.tick(9)
+    assert fleet.configuration("a").state == "wait", "the selection began with its last try"
 
 
-def test_after_its_rounds_the_task_is_complete(
-    make_coordinator: Make, make_report: MakeReport, now: list[float]
-) -> None:
-    coordinator = make_coordinator(rounds=2)
-    run_round(coordinator, make_report, 1)
-    assert not coordinator.status()["complete"]
-    tokens = run_round(coordinator, make_report, 2)
+def test_after_its_rounds_the_task_is_complete(make_fleet: Make) -> None:
+    fleet = make_fleet(rounds=2)
+    fleet.run_round("a", "b")
+    assert not fleet.status()["complete"]
+    fleet.join("a", "b", "c")
+    fleet.report("a")
+    fleet.report("b")
+    fleet.commit()
     for _ in range(2):
-        status = coordinator.status()
+        status = fleet.status()
         assert (status["complete"], status["phase"], status["round"]) == (True, "complete", 2)
-        assert join(coordinator, "a")[0] == CheckInReply("complete")
-        assert coordinator.configuration(tokens[2]).state == "aborted"
-        now[0] += 1000
-        coordinator.tick()
-    assert coordinator.report(tokens[2], make_report(round_number=2)).reason == "late"
-    again = make_coordinator(rounds=2)
-    assert join(again, "a")[0].decision == "complete"
+        assert fleet.check_in("a") == [CheckInReply("complete")]
+        assert fleet.configuration("c").state == "aborted"
+        assert fleet.report("c").reason == "late"
+        fleet.tick(1000)
+    counts = fleet.status()["counts"]
+    assert (counts["checked_in"], counts["late"]) == (2 + 3 + 2, 2), "what is asked after the end is counted too"
+    fleet.close()
+    again = make_fleet(rounds=2)
+    assert again.check_in("a")[0].decision == "complete"
+    again.close()
+    assert make_fleet(rounds=3).check_in("a")[0].decision == "accept"
 
 
-def test_a_restart_goes_on_from_the_last_commit(
-    make_coordinator: Make, make_report: MakeReport, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = make_coordinator()
-    run_round(first, make_report, 1)
-    join(first, "d", "e", "f")
-    before = first.status()
+def test_a_restart_goes_on_in_the_middle_of_a_round(make_fleet: Make, caplog: pytest.LogCaptureFixture) -> None:
+    first = make_fleet(over_selection=2, reporting_timeout=100)
+    first.run_round("a", "b")
+    first.join("c", "d", "e")
+    waiting = first.status()
+    first.close()
+    second = make_fleet(over_selection=2, reporting_timeout=100)
+    assert second.status() == waiting
+    tokens = dict(first.tokens)
+    assert second.check_in("c")[0].token == tokens["c"]
+    second.join("f")
+    assert second.configuration("d", token=tokens["d"]).state == "start"
+    second.tick(60)
+    assert second.report("d", token=tokens["d"], value=2.0).verdict == "accepted"
+    second.close()
+    second.now[0] += 1000  # nobody serves: the deadline waits
     with caplog.at_level(logging.INFO, "aggregation_server"):
-        again = make_coordinator(prefix="a")
-        make_coordinator(rounds=1)
-    assert caplog.messages == ["going on after round 1", "going on after round 1; complete"]
-    status = again.status()
-    for key in ("weights", "initial_weights", "round", "committed_rounds", "history"):
-        assert status[key] == before[key]
-    assert status["counts"]["reported"] == 2
-    assert again.configuration("t3").state == "aborted"
-    reply = again.report("t3", make_report(round_number=2))
-    assert (reply.verdict, reply.reason) == ("refused", "unknown_token")
-    run_round(again, make_report, 2)
-    assert again.status()["committed_rounds"] == 2
+        third = make_fleet(over_selection=2, reporting_timeout=100)
+    assert caplog.messages == ["going on after version 1"]
+    assert third.status()["reports"] == 1
+    assert third.configuration("e", token=tokens["e"]).work is not None
+    assert third.report("d", token=tokens["d"]).reason == "duplicate"
+    third.tick(39)
+    assert third.report("e", token=tokens["e"], value=4.0).verdict == "accepted"
+    start = kernel(third)
+    third.close()  # all reports are there, and no commit yet
+    fourth = make_fleet(over_selection=2, reporting_timeout=100)
+    assert fourth.coordinator.committing
+    assert fourth.commit()
+    np.testing.assert_array_equal(kernel(fourth), start + 3)
+    assert [record.number for record in fourth.history()] == [1, 2]
 
 
-def test_a_commit_that_the_database_refuses_is_tried_again(
-    make_coordinator: Make,
-    make_report: MakeReport,
-    open_store: Callable[..., Store],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    now: list[float],
-) -> None:
-    store = open_store()
-    coordinator = make_coordinator(store=store)
-    before = coordinator.status()["weights"]
-
-    def fail(_record: RoundRecord, _data: bytes) -> None:
-        now[0] += 5  # as a lock that is waited for
-        raise StoreError("server.db: the server's database failed: disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "commit", fail)
-        tokens = run_round(coordinator, make_report, 1)
-        status = coordinator.status()
-    assert (status["phase"], status["weights"], status["committed_rounds"]) == ("committing", before, 0)
-    assert coordinator.configuration(tokens[2]).state == "aborted"
-    assert coordinator.report(tokens[2], make_report()).reason == "late"
-    assert caplog.messages == ["round 1 is not committed yet: server.db: the server's database failed: disk full"], (
-        "one attempt a second, however many requests come"
-    )
-    now[0] += 1
-    coordinator.tick()
-    assert coordinator.status()["committed_rounds"] == store.latest()[0] == 1
+def test_commits_are_logged(make_fleet: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "aggregation_server"):
+        make_fleet(selection_timeout=1).run_round("a", "b")
+    assert caplog.messages == ["round 1 committed: 2 reports, loss 0.5"]
 
 
-def test_a_commit_whose_acknowledgement_was_lost_counts_once(
-    make_coordinator: Make,
-    make_report: MakeReport,
-    open_store: Callable[..., Store],
-    monkeypatch: pytest.MonkeyPatch,
-    now: list[float],
-) -> None:
-    store = open_store()
-    coordinator = make_coordinator(store=store)
-    commit = store.commit
-
-    def lose(record: RoundRecord, data: bytes) -> None:
-        commit(record, data)
-        raise StoreError("server closed the connection unexpectedly")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "commit", lose)
-        run_round(coordinator, make_report, 1)
-    now[0] += 1
-    coordinator.tick()
-    status = coordinator.status()
-    assert (status["committed_rounds"], status["phase"], len(status["history"])) == (1, "selection", 1)
-    assert status["counts"]["reported"] == 2
-    run_round(coordinator, make_report, 2)
-    assert [record.number for record in store.history()] == [0, 1, 2]
+def test_a_round_that_moves_no_weight_commits(make_fleet: Make) -> None:
+    fleet = make_fleet(over_selection=1)
+    fleet.run_round("a", "b", value=0.0)
+    fleet.run_round("a", "b", value=0.0)
+    status = fleet.status()
+    assert (status["committed_rounds"], status["weights"]) == (2, status["initial_weights"])
 
 
-def test_a_round_that_another_server_committed_is_dropped_and_its_weights_are_gone_on_from(
-    make_coordinator: Make,
-    make_report: MakeReport,
-    open_store: Callable[..., Store],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    first, second = make_coordinator(), make_coordinator(prefix="s", store=open_store())
-    run_round(first, make_report, 1, 1.0)
-    run_round(second, make_report, 1, 2.0)
-    assert caplog.messages == [
-        "round 1 was committed by another server; this one's reports are dropped",
-        "round 1 abandoned: superseded",
-    ]
-    status = second.status()
-    assert (status["weights"], status["round"]) == (first.status()["weights"], 2)
-    assert [(record["outcome"], record["reason"]) for record in status["history"]] == [
-        ("committed", ""),
-        ("abandoned", "superseded"),
-    ]
-    run_round(second, make_report, 2)
-    assert second.status()["committed_rounds"] == 2
-
-
-def test_an_abandonment_that_the_database_refuses_does_not_stop_the_server(
-    make_coordinator: Make,
-    open_store: Callable[..., Store],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    now: list[float],
-) -> None:
-    store = open_store()
-    coordinator = make_coordinator(store=store, minimum_reports=2, selection_timeout=10)
-
-    def fail(_record: RoundRecord) -> None:
-        raise StoreError("disk full")
-
-    monkeypatch.setattr(store, "abandon", fail)
-    join(coordinator, "a")
-    now[0] += 10
-    assert join(coordinator, "b")[0].decision == "accept"
-    assert caplog.messages == [
-        "round 1 abandoned: selection_timeout",
-        "round 1: its abandonment is not remembered: disk full",
-    ]
-
-
-def test_a_round_whose_weights_would_overflow_is_abandoned(
-    make_coordinator: Make, make_report: MakeReport, caplog: pytest.LogCaptureFixture
-) -> None:
-    coordinator = make_coordinator()
+def test_a_round_whose_weights_would_overflow_is_abandoned(make_fleet: Make, caplog: pytest.LogCaptureFixture) -> None:
+    fleet = make_fleet(over_selection=1)
     largest = float(np.finfo(np.float32).max)
-    run_round(coordinator, make_report, 1, largest)
-    before = coordinator.status()["weights"]
-    run_round(coordinator, make_report, 2, largest)
-    status = coordinator.status()
-    assert (status["committed_rounds"], status["weights"]) == (1, before)
-    assert (status["history"][1]["outcome"], status["history"][1]["reason"]) == ("abandoned", "non_finite")
+    fleet.run_round("a", "b", value=largest)
+    before = fleet.status()["weights"]
+    fleet.run_round("a", "b", value=largest)
+    status = fleet.status()
+    assert (status["committed_rounds"], status["weights"], status["round"]) == (1, before, 2)
+    record = fleet.history()[1]
+    assert (record.outcome, record.reason, record.number) == ("abandoned", "non_finite", 2)
     assert "round 2: new weights: tensor 'kernel' holds values that are not finite" in caplog.messages
+    fleet.run_round("a", "b", value=-1.0)
+    assert fleet.status()["committed_rounds"] == 2
 
 
-def test_downloads_are_known_files_only_and_counted(make_coordinator: Make, bundle: Bundle) -> None:
-    coordinator = make_coordinator()
-    for name in (*FILES, MANIFEST, MANIFEST_HASH):
-        path = coordinator.bundle_file(bundle.identity, name)
-        assert path == bundle.file(name)
-    assert coordinator.weights(coordinator.status()["weights"]) is not None
-    assert coordinator.bundle_file(bundle.identity, "../secret") is None
-    assert coordinator.bundle_file(bundle.identity, MANIFEST_SIGNATURE) is None  # this bundle is not signed
-    assert coordinator.bundle_file("0" * 64, MANIFEST) is None
-    assert coordinator.weights("0" * 64) is None
+def test_a_device_rests_between_two_of_its_rounds(make_fleet: Make) -> None:
+    fleet = make_fleet(goal_count=1, over_selection=2, participation_seconds=100, retry_seconds=5)
+    fleet.join("a", "b")
+    fleet.report("a")
+    assert fleet.check_in("a")[0].reason == "already_reported"
+    fleet.commit()
+    (reply,) = fleet.check_in("a")
+    assert (reply.decision, reply.reason) == ("reject", "too_soon")
+    assert reply.retry_after_seconds == 100.0
+    fleet.join("b")  # its report did not count
+    fleet.tick(97)
+    (reply,) = fleet.check_in("a")
+    assert (reply.reason, reply.retry_after_seconds) == ("too_soon", 5.0)
+    fleet.tick(3)
+    assert fleet.check_in("a")[0].reason == "round_started"
+
+
+def test_a_device_that_has_a_seat_keeps_it_whatever_its_rest(make_fleet: Make) -> None:
+    fleet = make_fleet(goal_count=1, over_selection=2, participation_seconds=100)
+    fleet.join("a", "b")
+    fleet.report("a")
+    fleet.commit()
+    fleet.join("b")
+    assert fleet.check_in("b")[0].decision == "accept"
+
+
+def test_bytes_that_are_served_and_reports_that_are_not_looked_at_are_counted(make_fleet: Make) -> None:
+    fleet = make_fleet()
+    coordinator = fleet.coordinator
+    assert not coordinator.due()
     coordinator.downloaded(7)
     coordinator.downloaded(4)
-    assert coordinator.status()["counts"]["download_bytes"] == 11
+    assert coordinator.refuse("too_large", "too much") == ReportReply("refused", "too_large", "too much")
+    assert coordinator.due()
+    fleet.tick()
+    assert not coordinator.due()
+    counts = fleet.status()["counts"]
+    assert (counts["download_bytes"], counts["refused"]) == (11, {"too_large": 1})
 
 
-def test_commits_are_logged(make_coordinator: Make, make_report: MakeReport, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "aggregation_server"):
-        run_round(make_coordinator(), make_report, 1)
-    assert caplog.messages == ["round 1 committed: 2 reports, loss 0.5"]
+def test_a_turn_is_due_when_a_phase_ends(make_fleet: Make) -> None:
+    fleet = make_fleet(selection_timeout=10, reporting_timeout=50)
+    fleet.join("a")
+    fleet.tick()
+    assert not fleet.coordinator.due()
+    fleet.tick(9.5)
+    fleet.now[0] += 0.4
+    assert not fleet.coordinator.due()
+    fleet.now[0] += 0.1
+    assert fleet.coordinator.due()
+    fleet.tick()
+    found = fleet.store.open_round(fleet.coordinator.task.round)
+    assert found is not None and found[0].phase is Phase.REPORTING
+    fleet.coordinator.hurry()
+    assert fleet.coordinator.due()
+
+
+def test_the_clock_in_the_database_goes_on_and_never_back(make_fleet: Make) -> None:
+    fleet = make_fleet()
+    assert fleet.store.fleet().clock == 0.0
+    fleet.tick(5)
+    assert fleet.store.fleet().clock == 5.0
+    fleet.close()
+    fleet.now[0] = 3.0  # another machine, whose clock began elsewhere
+    again = make_fleet()
+    again.tick(2)
+    assert again.store.fleet().clock == 7.0
 
 
 def _sealed(content: bytes) -> bytes:
