@@ -102,6 +102,7 @@ class Committer:
         except IntegrityError as error:
             logger.warning("round %d: %s", current.number, error)
             return Outcome(result, failure="non_finite")
+        coordinator.made(after, encoded)
         form = None if encoded is None else (encoded.base, encoded.data)
         return Outcome(result, Version(after.identity, after.data, encoded=form))
 

@@ -37,6 +37,7 @@ from device_runtime.work import client_seed
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 86_400.0  # seconds
+_CLOCK_SECONDS = 1.0  # by which the database's clock may be behind while nothing changes
 _AGAIN_SECONDS = 1.0  # after a turn that failed, until one that nobody asks for
 
 
@@ -82,7 +83,7 @@ class Coordinator:
         self.token_key = fleet.token_key
         store.claim_spool(spool.identity, spool.folder)
         self.clock.agree(fleet.clock)
-        self._state = self._load(fleet.number, fleet.weights)
+        self._state = self._made = self._load(fleet.number, fleet.weights)
         self._due = self._again = self.clock.now()
         self._open: int | None = None
         self._running: Round | None = None
@@ -102,8 +103,16 @@ class Coordinator:
 
     def state_of(self, number: int, identity: str) -> ServerState:
         """A version of the weights as a state; usually the one that is at hand."""
-        state = self._state
-        return state if (state.round_number, state.identity) == (number, identity) else self._load(number, identity)
+        for state in (self._state, self._made):
+            if (state.round_number, state.identity) == (number, identity):
+                return state
+        return self._load(number, identity)
+
+    def made(self, state: ServerState, encoded: EncodedWeights | None) -> None:
+        """Have a version at hand, and its encoded form, that is about to be committed here."""
+        with self._loading:
+            self.downlink.remember(state.identity, encoded)
+        self._made = state
 
     def due(self) -> bool:
         """Whether a turn is worth while although nobody asks for anything."""
@@ -204,7 +213,8 @@ class Coordinator:
                 turn.finish(self.spool)
                 if current is None and turn.counts:  # nobody's round: it goes to the fleet's account
                     ledger.set_fleet(counts=asdict(ledger.fleet.counts + turn.counts))
-                ledger.set_fleet(clock=now)
+                if ledger.changed or now - ledger.fleet.clock >= _CLOCK_SECONDS:
+                    ledger.set_fleet(clock=now)
         except BaseException:
             with self._counting:
                 self._counts += counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import ssl
@@ -28,6 +29,7 @@ from device_runtime.errors import InputError, NetworkError
 from device_runtime.weights import dump_weights
 
 _SHUTDOWN_SECONDS = 5  # for requests in flight; a slow upload must not keep the server from ending
+_MOST_THREADS = 4  # of a commit; each takes as much memory as three models
 _KEEP_ALIVE_SECONDS = 75  # a device that waits for its round asks again on the same connection
 
 
@@ -95,7 +97,7 @@ def serve(
         initial = dump_weights(bundle.initial_weights(), manifest.tensors)
         with closing(Store(store_url, manifest.model_id, initial)) as store, closing(Spool(spool_folder)) as spool:
             coordinator = Coordinator(bundle, task, store, spool)
-            desk = Desk(coordinator, Committer(coordinator))
+            desk = Desk(coordinator, Committer(coordinator, min(os.cpu_count() or 1, _MOST_THREADS)))
             config = uvicorn.Config(
                 create_app(desk, Enrolments(store, task, anybody), keys),
                 log_level="warning",

@@ -237,22 +237,29 @@ class Ledger:
     Attributes:
         connection: of the transaction.
         fleet: as it was when the transaction began.
+        changed: whether the fleet or its open round are written anew.
     """
 
     def __init__(self, connection: Connection, config: RoundConfig) -> None:
         self.connection = connection
         self.fleet = _fleet(connection.execute(select(FLEET).with_for_update()).one())
+        self.changed = False
         self._config = config
+        self._written: tuple[Round, Counts] | None = None  # the open round, as the database has it
 
     def set_fleet(self, **columns: Any) -> None:
         """Change the fleet's row."""
+        self.changed = True
         self.connection.execute(update(FLEET).values(**columns))
         self.fleet = replace(self.fleet, **columns | ({"counts": Counts(**c)} if (c := columns.get("counts")) else {}))
 
     def open_round(self) -> tuple[Round, Counts, float] | None:
         """The round that is not over, its counts, and when it was opened."""
         row = self.connection.execute(select(ROUNDS).where(~OVER)).one_or_none()
-        return None if row is None else (_round(row, self._config), Counts(**row.counts), row.opened)
+        if row is None:
+            return None
+        self._written = _round(row, self._config), Counts(**row.counts)
+        return (*self._written, row.opened)
 
     def rounds(self, ids: Sequence[int]) -> dict[int, Round]:
         """Those of these rounds that there are."""
@@ -264,10 +271,14 @@ class Ledger:
         values: dict[str, Any] = {"number": number, "task": task, "phase": Phase.SELECTION.value, "reason": ""}
         values |= {"since": now, "opened": now, "offered": 0, "cohort": 0, "reported": 0, "counts": asdict(Counts())}
         row = self.connection.execute(insert(ROUNDS).values(**values).returning(ROUNDS)).one()
+        self.changed = True
         return _round(row, self._config)
 
     def update_round(self, current: Round, counts: Counts) -> None:
-        """Write how a round stands."""
+        """Write how a round stands, where it is not how it stood."""
+        if self._written == (current, counts):
+            return
+        self.changed = True
         values = {"phase": current.phase.value, "reason": current.reason, "since": current.since}
         values |= {"offered": current.offered, "cohort": current.cohort, "reported": current.reported}
         self.connection.execute(update(ROUNDS).where(ROUNDS.c.id == current.id).values(**values, counts=asdict(counts)))

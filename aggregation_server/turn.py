@@ -77,7 +77,9 @@ class Turn:
         self._devices: dict[str, Device] = {}
         self._standings: dict[tuple[int, str], Standing] = {}
         self._past: dict[int, Round] = {}
-        self._taken: dict[int, str] = {}  # seats that were given in this turn, and to whom
+        self._holders: dict[int, str] = {}  # of seats, as far as they are known
+        self._taken: set[int] = set()  # seats that others had before this turn
+        self._seats = 0 if current is None else current.cohort  # that others may have had
         self._new: dict[str, Standing] = {}
         self._counted: dict[str, Checked] = {}
         self._seen: dict[str, str] = {}
@@ -96,6 +98,8 @@ class Turn:
         self._devices = self._ledger.devices(names)
         if ids | own:
             self._standings = self._ledger.standings(ids | own, names)
+            held = [(one.seat, name) for (identity, name), one in self._standings.items() if identity in own]
+            self._holders = {seat: name for seat, name in held if seat is not None}
         if ids - own:
             self._past = self._ledger.rounds(list(ids - own))
         return [
@@ -115,7 +119,7 @@ class Turn:
         if current is None:
             return
         if self._new:
-            ledger.seat(current.id, list(self._taken), self._new)
+            ledger.seat(current.id, sorted(self._taken), self._new)
         if self._counted:
             ledger.count_reports(current.id, self._kept(spool, current), self._now)
         ledger.update_round(current, self.counts)
@@ -192,13 +196,14 @@ class Turn:
             return
         identity = self.round.id
         if standing.seat is not None:
-            for other, held in list(self._new.items()):
-                if held.seat == standing.seat:
-                    self._new[other] = replace(held, seat=None)
-            for key, held in self._standings.items():
-                if key[0] == identity and held.seat == standing.seat:
-                    self._standings[key] = replace(held, seat=None)
-            self._taken[standing.seat] = name
+            other = self._holders.get(standing.seat)
+            if other is not None:
+                lost = self._standings[identity, other] = replace(self._standings[identity, other], seat=None)
+                if other in self._new:
+                    self._new[other] = lost
+            self._holders[standing.seat] = name
+            if standing.seat < self._seats:
+                self._taken.add(standing.seat)
         self._new[name] = self._standings[identity, name] = standing
 
     def _configuration(self, request: ConfigurationRequest, ticket: Ticket | None) -> Configuration:

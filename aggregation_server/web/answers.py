@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from pydantic_core import to_json
+from starlette.responses import Response
 
 BINARY = "application/octet-stream"
 FRESH = {"Cache-Control": "no-store"}
@@ -40,13 +41,13 @@ class ProblemError(Exception):
         self.problem = Problem(reason, message)
         self.headers = headers or {}
 
-    def answer(self) -> JSONResponse:
-        return JSONResponse(self.problem.__dict__, self.status, headers=FRESH | self.headers)
+    def answer(self) -> Response:
+        return Response(to_json(self.problem), self.status, FRESH | self.headers, "application/json")
 
 
-def json_answer(content: object, status: int = 200) -> JSONResponse:
+def json_answer(content: object, status: int = 200) -> Response:
     """A fresh answer."""
-    return JSONResponse(content, status, headers=FRESH)
+    return Response(to_json(content), status, FRESH, "application/json")
 
 
 def part_answer(part: bytes, asked: range | None, size: int, headers: dict[str, str]) -> Response:
