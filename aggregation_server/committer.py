@@ -11,9 +11,9 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aggregation_server.aggregate import aggregate
 from aggregation_server.closing import abandon, record_of
 from aggregation_server.coordinator import Coordinator
+from aggregation_server.robust import aggregate_round
 from aggregation_server.rounds import Phase, Round
 from aggregation_server.spool import LostReportError
 from aggregation_server.state import ServerState
@@ -86,7 +86,10 @@ class Committer:
             return read_update(coordinator.spool.read(current.id, report.spooled), manifest.tensors, manifest.model_id)
 
         try:
-            total = aggregate(reports, read, manifest.tensors, threads=self._threads)
+            key = (coordinator.task.seed, current.number)
+            mean, tally = aggregate_round(
+                reports, read, manifest.tensors, coordinator.task.aggregation, key, threads=self._threads
+            )
         except IntegrityError as error:  # it was valid when it came
             logger.error("round %d: a report is damaged on the disk: %s", current.number, error)
             return Outcome({}, failure="damaged_report")
@@ -96,15 +99,17 @@ class Committer:
                 raise
             logger.error("round %d: %s", current.number, error)
             return Outcome({}, failure="lost_report")
-        result = {"loss": total.loss, "examples": total.examples, "clients": total.clients}
+        result = {"loss": tally.loss, "examples": tally.examples, "clients": tally.clients}
+        optimizer = coordinator.task.optimizer
         try:
-            after, encoded = coordinator.downlink.next(state, total.result())
+            after, encoded = coordinator.downlink.next(state, mean, optimizer)
         except IntegrityError as error:
             logger.warning("round %d: %s", current.number, error)
             return Outcome(result, failure="non_finite")
         coordinator.made(after, encoded)
         form = None if encoded is None else (encoded.base, encoded.data)
-        return Outcome(result, Version(after.identity, after.data, encoded=form))
+        moments = optimizer.dump(after.moments, manifest.tensors) or None
+        return Outcome(result, Version(after.identity, after.data, moments, form))
 
     def _write(self, decided: Round, state: ServerState, outcome: Outcome) -> bool:
         coordinator = self._coordinator

@@ -9,6 +9,7 @@ store; what is kept here is only a copy of what does not change.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from collections.abc import Sequence
@@ -29,14 +30,15 @@ from aggregation_server.task import Task
 from aggregation_server.tokens import Ticket, read_token
 from aggregation_server.turn import Checked, Reply, Turn, admitted
 from aggregation_server.validation import validated_evaluation, validated_update
-from device_runtime.bundle import Bundle
-from device_runtime.errors import UpdateError
+from device_runtime.bundle import Bundle, Manifest
+from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.messages import Configuration, ReportReply
 from device_runtime.work import client_seed
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 86_400.0  # seconds
+_MOST_PREDICTIONS = 10**9
 _CLOCK_SECONDS = 1.0  # by which the database's clock may be behind while nothing changes
 _AGAIN_SECONDS = 1.0  # after a turn that failed, until one that nobody asks for
 
@@ -79,6 +81,7 @@ class Coordinator:
         self._counts = Counts()  # of what was answered without a turn
         self._counting = threading.Lock()
         self._loading = threading.Lock()
+        self._most_predictions = _most_predictions(manifest, task)
         fleet = store.fleet()
         self.token_key = fleet.token_key
         store.claim_spool(spool.identity, spool.folder)
@@ -259,8 +262,8 @@ class Coordinator:
             return ReportReply("refused", "unknown_token", "no round of this server gave out this token")
         try:
             if ticket.task == "evaluation":
-                return validated_evaluation(request.body, ticket.round_number)
-            validated_update(request.body, self.bundle.manifest, ticket.round_number)
+                return validated_evaluation(request.body, ticket.round_number, self._most_predictions)
+            validated_update(request.body, self.bundle.manifest, ticket.round_number, self.task.bounds)
         except UpdateError as error:
             return ReportReply("refused", error.reason, str(error))
         return request.body
@@ -316,4 +319,17 @@ class Coordinator:
         with self._loading:  # both of the server's threads may come here
             for weights, base, encoded in self.store.encoded_forms():
                 self.downlink.remember(weights, EncodedWeights(base, encoded))
-        return ServerState.load(number, data, self.bundle.manifest.tensors)
+        moments = self.store.optimizer(number) or b""
+        try:
+            return ServerState.load(number, data, self.bundle.manifest.tensors, self.task.optimizer, moments)
+        except IntegrityError as error:
+            message = f"{error}; start the server with the --server-optimizer that made it"
+            raise StoreError(f"{self.store.database.name}: version {number}: {message}") from None
+
+
+def _most_predictions(manifest: Manifest, task: Task) -> int:
+    """How many predictions a device may say that it evaluated: each of an example's labels is one."""
+    if task.bounds.examples is None or "train" not in manifest.signatures:
+        return _MOST_PREDICTIONS
+    _, labels = manifest.examples
+    return task.bounds.examples * math.prod(size for size in labels.shape if size is not None)

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from aggregation_server.downlink import require_downlink
+from aggregation_server.robust import Aggregation
 from aggregation_server.rounds import RoundConfig
+from aggregation_server.server_optimizer import FED_AVG, ServerOptimizer
+from aggregation_server.validation import UNBOUNDED, Bounds
 from device_runtime.codec import require_codec
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
@@ -32,6 +35,9 @@ class Task:
         evaluate_every: every so many versions, the fleet evaluates one on its own test examples; None is never.
         participation_seconds: between two rounds of the same device, at least.
         keep_versions: whose weights can be had; older ones are let go of, but for the first and the released one.
+        aggregation: how the reports become one delta.
+        optimizer: how that becomes a step.
+        bounds: what devices may report.
         tick_seconds: between two looks at the time where servers share a database.
     """
 
@@ -47,6 +53,9 @@ class Task:
     evaluate_every: int | None = None
     participation_seconds: float = 0.0
     keep_versions: int = 50
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    optimizer: ServerOptimizer = FED_AVG
+    bounds: Bounds = UNBOUNDED
     tick_seconds: float = 0.25
 
     def __post_init__(self) -> None:
