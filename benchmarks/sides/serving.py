@@ -19,7 +19,7 @@ from device_runtime.work import ClientWork
 
 
 def serve_here(bundle: Path, folder: Path, task: Task) -> None:
-    """Serve a task on a free port of 127.0.0.1 to devices that need no code, and print the URL; all is in the folder."""
+    """Serve a task on 127.0.0.1 to devices that need no code, and print the URL; all is kept in the folder."""
     keys = Keys(read_key(folder / "operator.key", "operator"), read_key(folder / "viewer.key", "viewer"))
     store = f"sqlite:///{folder / 'server.db'}"
     serve(open_bundle(bundle), task, store, folder / "spool", keys, Listening(), _announce, anybody=True)

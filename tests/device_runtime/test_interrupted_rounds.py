@@ -30,8 +30,8 @@ from device_runtime.progress import SavePolicy
 from device_runtime.server_client import ServerClient
 from device_runtime.trainer import Trainer
 from device_runtime.transport import RetryPolicy, Transport
-from device_runtime.weights import load_weights
 from device_runtime.watch import Habits
+from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork, client_seed
 from tests.device_runtime.callers import enrolled
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from device_runtime.errors import NetworkError
-from device_runtime.tensors import sha256
 from device_runtime.server_client import ServerClient
+from device_runtime.tensors import sha256
 from device_runtime.transport import RetryPolicy, Transport
 
 

@@ -29,6 +29,7 @@ from device_runtime.messages import (
     Configuration,
     EvaluationReport,
     ReportReply,
+    TaskKind,
     bundle_path,
     weights_path,
 )
@@ -40,6 +41,11 @@ from tests.device_runtime.file_server import FileServer, serve_files
 
 ACCEPT = CheckInReply("accept", round_number=3, token="t", retry_after_seconds=0.5)
 COMPLETE = CheckInReply("complete")
+
+
+def training(path: Path) -> dict[TaskKind, Path]:
+    """The examples of a device that trains."""
+    return {"training": path}
 
 
 class Files:
@@ -107,9 +113,7 @@ def files(digits_bundle: Bundle) -> Iterator[Files]:
 def start(digits_bundle: Bundle) -> Configuration:
     work = ClientWork(seed=5, codec="q8", deadline_seconds=100.0)
     weights = digits_bundle.manifest.files[WEIGHTS].sha256
-    return Configuration(
-        "start", round_number=3, bundle=digits_bundle.identity, weights=weights, work=work.to_json()
-    )
+    return Configuration("start", round_number=3, bundle=digits_bundle.identity, weights=weights, work=work.to_json())
 
 
 @pytest.fixture
@@ -136,7 +140,7 @@ def take_part(
                 Server(files, rounds),
                 "digits",
                 "phone",
-                {"training": examples_file(23, 0)},
+                training(examples_file(23, 0)),
                 tmp_path / "cache",
                 state,
                 sleep=sleeps.append,
@@ -220,7 +224,7 @@ def test_an_update_that_the_server_does_not_take_in_time(
     asked: list[float | None] = []
     rounds = Rounds([ACCEPT], [start])
     with DeviceState(tmp_path / "state", Clocks(device=lambda: now[0])) as state:
-        arguments = ("digits", "phone", {"training": examples_file(23, 0)}, tmp_path / "cache", state)
+        arguments = ("digits", "phone", training(examples_file(23, 0)), tmp_path / "cache", state)
         clocks = Clocks(device=lambda: now[0])
         participant = Participant(Away(files, rounds), *arguments, sleep=lambda _: None, clocks=clocks)
         with pytest.raises(NetworkError, match="no route"):
@@ -245,7 +249,7 @@ def test_without_a_deadline_an_update_is_kept_for_a_day(
 
     work = ClientWork(seed=5).to_json()
     with DeviceState(tmp_path / "state") as state:
-        arguments = ("digits", "phone", {"training": examples_file(23, 0)}, tmp_path / "cache", state)
+        arguments = ("digits", "phone", training(examples_file(23, 0)), tmp_path / "cache", state)
         server = Patient(files, Rounds([ACCEPT], [replace(start, work=work)]))
         session = Participant(server, *arguments, sleep=lambda _: None).take_part()
     assert session.outcome is Outcome.REPORTED
@@ -296,7 +300,7 @@ def test_an_update_that_can_t_be_kept_is_sent_all_the_same(
             Server(files, rounds),
             "digits",
             "phone",
-            {"training": examples_file(23, 0)},
+            training(examples_file(23, 0)),
             tmp_path / "cache",
             state,
             notice=lambda event, **fields: told.append((event, fields)),
@@ -320,7 +324,7 @@ def test_what_an_update_lost_counts_once_whenever_the_device_is_killed(
             raise KeyboardInterrupt
 
     def a_round(kind: type[DeviceState], rounds: Rounds) -> Session:
-        arguments = ("digits", "phone", {"training": examples_file(23, 0)}, tmp_path / "cache")
+        arguments = ("digits", "phone", training(examples_file(23, 0)), tmp_path / "cache")
         with kind(tmp_path / "state") as state:
             habits = Habits(error_feedback=True)
             return Participant(Server(files, rounds), *arguments, state, habits, sleep=lambda _: None).take_part()
@@ -371,7 +375,7 @@ class AppStore:
                 Server(self.files, rounds),
                 "digits",
                 "phone",
-                {"training": self.path},
+                training(self.path),
                 self.folder / "cache",
                 state,
                 Habits(**habits),

@@ -314,7 +314,9 @@ def test_a_caller_that_the_server_does_not_know(
     assert connect(script.url).request("GET", "/").status == 401
 
 
-@pytest.mark.parametrize("host", ["fleet.example", "192.0.2.1", "[2001:db8::1]", "localhost.example", "127.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host", ["fleet.example", "192.0.2.1", "[2001:db8::1]", "localhost.example", "127.1", "0.0.0.0"]
+)
 def test_without_tls_nothing_is_said_to_another_machine(host: str) -> None:
     url = f"http://{host}:8080"
     with pytest.raises(InputError) as caught:
