@@ -33,7 +33,7 @@ from device_runtime.messages import REPORT, STATUS, weights_path
 from device_runtime.sealed import open_sealed
 from device_runtime.tensors import Weights
 from device_runtime.trainer import Trainer
-from device_runtime.transport import RetryPolicy, Transport
+from device_runtime.transport import Caller, RetryPolicy, Transport
 from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork, client_seed
 from tff_sim.child_process import dies_with_parent
@@ -107,7 +107,7 @@ class _Run:
         self._url = url
         self._rng = rng
         self._account = Account()
-        self._server = Transport(url, retry=RetryPolicy(3))
+        self._server = Transport(url, retry=RetryPolicy(3), caller=viewer(folder))
         self._reports: list[bytes] = []
         self._life: subprocess.Popen[str] | None = None
         self._at = ""  # of a report's way: where the device is to be killed
@@ -226,6 +226,11 @@ class _Run:
         work = ClientWork(**{**self._work.to_json(), "seed": seed})
         update = Trainer(self._bundle).train(weights, self._examples, work, number).collect()
         return encode(update, manifest.tensors, manifest.model_id, work.codec, seed)
+
+
+def viewer(folder: Path) -> Caller:
+    """Who may look at what a server in this folder does."""
+    return Caller("viewer", (folder / "viewer.key").read_text().strip())
 
 
 @contextmanager

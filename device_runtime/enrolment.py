@@ -129,8 +129,8 @@ def _refusal(reply: EnrolmentReply, credentials: Credentials, code: str) -> str:
     said = {
         "code": "the code is unknown, used, expired or of another client: ask the fleet's operator for another one",
         "client": "the server takes no client of this name: name another one with --client",
-        "taken": "the name is another device's, or was this one's with a secret that is lost: name another one with"
-        " --client, or ask the fleet's operator to revoke it",
+        "taken": "the name is another device's, or this one's with a secret that is lost: name another one with"
+        " --client, or ask the fleet's operator for a code for this name",
         "secret": f"the secret is too short for this server: remove {credentials.path} and enrol again",
     }.get(reply.reason, f"{reply.reason}: {reply.message}")
     return f"{client!r} is not enrolled: {said}"

@@ -10,15 +10,28 @@ import sys
 from pathlib import Path
 
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.server import serve
+from aggregation_server.server import Listening, serve
 from aggregation_server.task import Task
+from aggregation_server.tokens import read_key
+from aggregation_server.web.callers import Keys
 from device_runtime.bundle import open_bundle
 from device_runtime.work import ClientWork
 
+
+def serve_here(bundle: Path, folder: Path, task: Task) -> None:
+    """Serve a task on 127.0.0.1 to devices that need no code, and print the URL; all is kept in the folder."""
+    keys = Keys(read_key(folder / "operator.key", "operator"), read_key(folder / "viewer.key", "viewer"))
+    store = f"sqlite:///{folder / 'server.db'}"
+    serve(open_bundle(bundle), task, store, folder / "spool", keys, Listening(), _announce, anybody=True)
+
+
+def _announce(url: str) -> None:
+    print(url, flush=True)
+
+
 if __name__ == "__main__":
     round_config = RoundConfig(1, over_selection=1.0, selection_timeout=600, reporting_timeout=600)
-    task = Task(
-        round_config, ClientWork.from_json(json.loads(sys.argv[3])), seed=9, retry_seconds=0.02, poll_seconds=0.02
+    work = ClientWork.from_json(json.loads(sys.argv[3]))
+    serve_here(
+        Path(sys.argv[1]), Path(sys.argv[2]), Task(round_config, work, seed=9, retry_seconds=0.02, poll_seconds=0.02)
     )
-    store = f"sqlite:///{Path(sys.argv[2]) / 'server.db'}"
-    serve(open_bundle(Path(sys.argv[1])), task, store, "127.0.0.1", 0, lambda url: print(url, flush=True))

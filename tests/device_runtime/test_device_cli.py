@@ -7,15 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.kills import viewer
 from device_runtime import __version__, codec
 from device_runtime.bundle import TRAIN_ARTIFACT, WEIGHTS, Bundle
 from device_runtime.cli import main
@@ -25,8 +26,10 @@ from device_runtime.messages import STATUS, weights_path
 from device_runtime.participant import Participant
 from device_runtime.tensors import TensorSpec, Weights
 from device_runtime.trainer import Trainer
+from device_runtime.transport import Caller, Transport
 from device_runtime.weights import dump_weights, load_weights
 from device_runtime.work import ClientWork, client_seed
+from tests.device_runtime.callers import believed, enrolled
 
 Capture = pytest.CaptureFixture[str]
 MakeFile = Callable[[int, int], Path]
@@ -37,24 +40,34 @@ _SERVE = """
 import sys
 from pathlib import Path
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.server import serve
 from aggregation_server.task import Task
-from device_runtime.bundle import open_bundle
+from benchmarks.sides.serving import serve_here
 from device_runtime.work import ClientWork
 task = Task(
     RoundConfig(goal_count=2, over_selection=1.0, minimum_reports=2, selection_timeout=300, reporting_timeout=300),
     ClientWork(epochs=2, batch_size=5, learning_rate=0.1, codec="q8"),
     seed=9, rounds=2, retry_seconds=0.05, poll_seconds=0.05,
 )
-serve(open_bundle(Path(sys.argv[1])), task, sys.argv[2], "127.0.0.1", 0, lambda url: print(url, flush=True))
+serve_here(Path(sys.argv[1]), Path(sys.argv[2]), task)
 """
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server in a process of its own, and who may look at it."""
+
+    url: str
+    viewer: Caller
+
+    def get(self, path: str) -> bytes:
+        return Transport(self.url, caller=self.viewer).request("GET", path, limit=1 << 30).body
+
+
 @pytest.fixture(scope="module")
-def server(digits_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of the real server, in a process of its own, with a task of two rounds for two devices."""
+def server(digits_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The real server, with a task of two rounds for two devices."""
     folder = tmp_path_factory.mktemp("server")
-    arguments = [sys.executable, "-c", _SERVE, str(digits_bundle.path), f"sqlite:///{folder / 'server.db'}"]
+    arguments = [sys.executable, "-c", _SERVE, str(digits_bundle.path), str(folder)]
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True) as process,
@@ -62,7 +75,7 @@ def server(digits_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> I
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert url, (folder / "log").read_text()
-        yield url
+        yield Running(url, viewer(folder))
         process.terminate()
         assert process.wait(60) == 0
     assert (folder / "log").read_text() == ""
@@ -71,17 +84,6 @@ def server(digits_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> I
 def run_arguments(url: str, data: Path, cache: Path, client: str = "a", population: str = "digits_mlp") -> list[str]:
     arguments = ["run", "--server", url, "--data", str(data), "--population", population]
     return [*arguments, "--client", client, "--cache", str(cache), "--attempts", "3", "--retry-seconds", "0.01"]
-
-
-def fetch(url: str) -> bytes:
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=60) as answer:
-        return bytes(answer.read())
-
-
-def status(url: str) -> dict[str, Any]:
-    value = json.loads(fetch(url + STATUS))
-    assert isinstance(value, dict)
-    return value
 
 
 def simulated(bundle: Bundle, weights: Weights, number: int, examples: dict[str, Examples]) -> Weights:
@@ -100,27 +102,28 @@ def simulated(bundle: Bundle, weights: Weights, number: int, examples: dict[str,
 
 
 def test_a_whole_task_commits_what_a_simulation_computes(
-    server: str, digits_bundle: Bundle, examples_file: MakeFile, tmp_path: Path, capsys: Capture
+    server: Running, digits_bundle: Bundle, examples_file: MakeFile, tmp_path: Path, capsys: Capture
 ) -> None:
     data = {client: examples_file(count, count) for client, count in CLIENTS.items()}
 
     def device(client: str) -> int:
-        return main(run_arguments(server, data[client], tmp_path / "cache", client))
+        return main(run_arguments(server.url, data[client], tmp_path / "cache", client))
 
     with ThreadPoolExecutor(2) as devices:  # they share a cache
         assert list(devices.map(device, CLIENTS)) == [0, 0]
     captured = capsys.readouterr()
     lines = sorted(line for line in captured.out.splitlines() if not line.startswith("waiting for a round ("))
     assert captured.err == ""
-    assert [line.split(" (")[0] for line in lines[:4]] == ["round 1: reported"] * 2 + ["round 2: reported"] * 2
-    assert lines[4:] == ["the task is complete"] * 2
+    assert lines[:2] == ["enrolled as 'a'", "enrolled as 'b'"]
+    assert [line.split(" (")[0] for line in lines[2:6]] == ["round 1: reported"] * 2 + ["round 2: reported"] * 2
+    assert lines[6:] == ["the task is complete"] * 2
 
-    now, manifest = status(server), digits_bundle.manifest
+    now, manifest = json.loads(server.get(STATUS)), digits_bundle.manifest
     assert (now["complete"], now["committed_rounds"]) == (True, 2)
     weights = digits_bundle.initial_weights()
     examples = {client: load_examples(path, manifest) for client, path in data.items()}
     for record in now["history"]:
-        committed = load_weights(fetch(server + weights_path(record["weights"])), manifest.tensors)
+        committed = load_weights(server.get(weights_path(record["weights"])), manifest.tensors)
         expected = simulated(digits_bundle, weights, record["number"], examples)
         for got, want, before in zip(committed, expected, weights, strict=True):
             assert not np.array_equal(got, before)
@@ -139,9 +142,10 @@ def one_line(capsys: Capture) -> str:
     return message
 
 
-def test_an_unknown_population(server: str, examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
-    assert main(run_arguments(server, examples_file(5, 0), tmp_path / "cache", population="others")) == 3
-    expected = "the server takes no part of population 'others' as 'a': check --population and --client"
+def test_an_unknown_population(server: Running, examples_file: MakeFile, tmp_path: Path, capsys: Capture) -> None:
+    enrolled(server.url, tmp_path / "cache" / "rounds", "c")
+    assert main(run_arguments(server.url, examples_file(5, 0), tmp_path / "cache", "c", "others")) == 5
+    expected = "the server takes no part of population 'others' as 'c': check --population and --client"
     assert one_line(capsys) == expected
 
 
@@ -149,13 +153,14 @@ def test_a_server_that_is_down(examples_file: MakeFile, tmp_path: Path, capsys: 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     assert main(run_arguments(url, examples_file(5, 0), tmp_path / "cache")) == 3
-    assert one_line(capsys) == f"{url}/v1/check-in: Connection refused (3 attempts)"
+    assert one_line(capsys) == f"{url}/v1/enrol: Connection refused (3 attempts)"
 
 
 def test_a_server_that_fails_is_asked_again(
     script: Any, examples_file: MakeFile, tmp_path: Path, capsys: Capture
 ) -> None:
     script.answers = [(503, b""), (200, b'{"decision": "complete"}')]
+    believed(script.url, tmp_path / "cache")
     assert main(run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")) == 0
     assert capsys.readouterr() == ("the task is complete\n", "")
     assert len(script.requests) == 2
@@ -168,6 +173,7 @@ def test_an_interrupted_run(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Participant, "run", interrupted)
+    believed("http://127.0.0.1:1", tmp_path)
     assert main(run_arguments("http://127.0.0.1:1", examples_file(5, 0), tmp_path)) == 130
     assert one_line(capsys) == "interrupted"
 
@@ -204,6 +210,7 @@ def test_rejections_in_a_row_are_told_once(
     aborted = [(200, b'{"decision": "accept", "round_number": 4, "token": "t"}'), (200, b'{"state": "aborted"}')]
     answers = [*((200, body) for body in rejected), *aborted, (200, rejected[1]), (200, b'{"decision": "complete"}')]
     script.answers = answers
+    believed(script.url, tmp_path / "cache")
     assert main(run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")) == 0
     assert capsys.readouterr().out.splitlines() == [
         "waiting for a round (a)",
@@ -217,6 +224,7 @@ def test_a_person_is_told_what_a_device_waits_for(script: Any, digits_bundle: Bu
     path = tmp_path / "store"
     with LocalStore(path, ExampleTypes.of(digits_bundle.manifest)):
         pass
+    believed(script.url, tmp_path / "cache")
     command = [sys.executable, "-m", "device_runtime.cli", *run_arguments(script.url, path, tmp_path / "cache")]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as device:
         assert device.stdout is not None
@@ -243,7 +251,8 @@ def test_a_device_that_keeps_trying(
     accepted = b'{"decision": "accept", "round_number": 1, "token": "t"}'
     complete = b'{"decision": "complete"}'
     next_task = [complete, complete, accepted, b'{"state": "aborted"}', complete]
-    script.answers = [(403, b""), *((200, body) for body in (turned_away, accepted, damaged, *next_task))]
+    script.answers = [(400, b""), *((200, body) for body in (turned_away, accepted, damaged, *next_task))]
+    believed(script.url, tmp_path / "cache")
     arguments = run_arguments(script.url, examples_file(5, 0), tmp_path / "cache")
     assert main([*arguments, "--keep-trying", "--log-json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

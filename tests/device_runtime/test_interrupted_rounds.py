@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.kills import CLIENT, SEED, kill_devices, serving
+from benchmarks.kills import CLIENT, SEED, kill_devices, serving, viewer
 from benchmarks.proxy import proxy
 from device_runtime.bundle import Bundle
 from device_runtime.cli import main
@@ -26,13 +25,15 @@ from device_runtime.examples import Examples, ExampleTypes
 from device_runtime.limits import Limits
 from device_runtime.local_store import LocalStore
 from device_runtime.messages import REPORT, STATUS, weights_path
-from device_runtime.participant import Habits, Outcome, Participant, Session
+from device_runtime.participant import Outcome, Participant, Session
 from device_runtime.progress import SavePolicy
 from device_runtime.server_client import ServerClient
 from device_runtime.trainer import Trainer
 from device_runtime.transport import RetryPolicy, Transport
+from device_runtime.watch import Habits
 from device_runtime.weights import load_weights
 from device_runtime.work import ClientWork, client_seed
+from tests.device_runtime.callers import enrolled
 
 Capture = pytest.CaptureFixture[str]
 WORK = ClientWork(epochs=3, batch_size=5, learning_rate=0.1, codec="q8")
@@ -71,18 +72,19 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 def names(told: list[dict[str, Any]]) -> list[str]:
-    return [event["event"] for event in told if event["event"] != "progress_saved"]
+    return [event["event"] for event in told if event["event"] not in ("enrolled", "progress_saved")]
 
 
-def status(url: str) -> dict[str, Any]:
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + STATUS, timeout=60) as answer:
-        value: dict[str, Any] = json.load(answer)
+def status(url: str, folder: Path) -> dict[str, Any]:
+    """What the server in this folder says of itself."""
+    value: dict[str, Any] = json.loads(Transport(url, caller=viewer(folder)).request("GET", STATUS).body)
     return value
 
 
-def between_weights(url: str) -> bytes:
+def between_weights(url: str, folder: Path) -> bytes:
     """The weights that the second round of a server starts from."""
-    return Transport(url).request("GET", weights_path(status(url)["history"][0]["weights"])).body
+    path = weights_path(status(url, folder)["history"][0]["weights"])
+    return Transport(url, caller=viewer(folder)).request("GET", path).body
 
 
 def undisturbed(bundle: Bundle, examples: Examples, number: int = 1) -> bytes:
@@ -120,8 +122,8 @@ def test_an_answer_that_is_lost(
     with serving(digits_bundle, tmp_path, WORK) as url:
         with proxy(lambda: url, before, lambda path, _: path != REPORT or not lost.pop(0)) as between:
             assert main(arguments(between)) == 0
-        counts = status(url)["history"][0]["counts"]
-        total = status(url)["counts"]
+        counts = status(url, tmp_path)["history"][0]["counts"]
+        total = status(url, tmp_path)["counts"]
     assert reports == [expected] * 3
     assert (counts["reported"], total["refused"]) == (1, {"duplicate": 2})
     told = events(capsys.readouterr().out)
@@ -146,22 +148,25 @@ def test_a_kill_between_the_report_and_its_answer(
         def before(path: str, body: bytes) -> bool:
             if path == REPORT:
                 reports.append(body)
-                if not counted:
+                if not counted and device.poll() is None:
                     device.kill()
-            return counted or path != REPORT
+                    return False
+            return True
 
         def after(path: str, _: bytes) -> bool:
-            if path == REPORT:
+            if path == REPORT and device.poll() is None:
                 device.kill()
-            return path != REPORT
+                return False
+            return True
 
-        with proxy(lambda: url, before, after) as between, started(arguments(between)) as device:
-            told = events(device.communicate()[0])
-        assert names(told) == ["training"]
-        assert status(url)["counts"]["reported"] == int(counted)
-        assert main(arguments(url)) == 0
-        assert [entry["counts"]["reported"] for entry in status(url)["history"]] == [1]
-    assert reports == [expected]
+        with proxy(lambda: url, before, after) as between:
+            with started(arguments(between)) as device:
+                told = events(device.communicate()[0])
+            assert names(told) == ["training"]
+            assert status(url, tmp_path)["counts"]["reported"] == int(counted)
+            assert main(arguments(between)) == 0
+        assert [entry["counts"]["reported"] for entry in status(url, tmp_path)["history"]] == [1]
+    assert set(reports) == {expected}
     told = events(capsys.readouterr().out)
     assert names(told) == ["update_found", "reported"]
     assert told[0]["bytes"] == len(expected)
@@ -170,21 +175,66 @@ def test_a_kill_between_the_report_and_its_answer(
 def test_a_server_that_was_started_anew(
     digits_bundle: Bundle, arguments: Callable[..., list[str]], tmp_path: Path, capsys: Capture, expected: bytes
 ) -> None:
-    """It does not know the token any more: the update is given up, and the device takes part in the round anew."""
-    with serving(digits_bundle, tmp_path, WORK) as first:
-        device: subprocess.Popen[str]
+    """It knows device and token again: the update counts."""
+    reports: list[bytes] = []
+    device: subprocess.Popen[str]
 
-        def before(path: str, body: bytes) -> bool:
-            if path == REPORT:
+    def before(path: str, body: bytes) -> bool:
+        if path == REPORT:
+            reports.append(body)
+            if device.poll() is None:
                 device.kill()
-            return path != REPORT
+                return False
+        return True
 
-        with proxy(lambda: first, before) as between, started(arguments(between)) as device:
+    url = ""
+    with proxy(lambda: url, before) as between:
+        with serving(digits_bundle, tmp_path, WORK) as url, started(arguments(between)) as device:
             device.communicate()
-    with serving(digits_bundle, tmp_path, WORK) as second:
-        assert main(arguments(second)) == 0
-        (entry,) = status(second)["history"]
-        assert (entry["counts"]["reported"], entry["counts"]["refused"]) == (1, {"unknown_token": 1})
+        with serving(digits_bundle, tmp_path, WORK) as url:
+            assert main(arguments(between)) == 0
+            (entry,) = status(url, tmp_path)["history"]
+    assert (entry["counts"]["reported"], entry["counts"]["refused"]) == (1, {})
+    assert set(reports) == {expected}
+    assert names(events(capsys.readouterr().out)) == ["update_found", "reported"]
+
+
+def test_another_server_in_its_place(
+    digits_bundle: Bundle, arguments: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    """It knows neither device nor token: the device is to be enrolled, then gives its update up and trains anew."""
+    device: subprocess.Popen[str]
+
+    def before(path: str, body: bytes) -> bool:
+        if path == REPORT and len(urls) == 1:
+            device.kill()
+            return False
+        return True
+
+    urls: list[str] = []
+    with proxy(lambda: urls[-1], before) as between:
+        folders = [tmp_path / "first", tmp_path / "second"]
+        for folder in folders:
+            folder.mkdir()
+        with serving(digits_bundle, folders[0], WORK) as url:
+            urls.append(url)
+            with started(arguments(between)) as device:
+                device.communicate()
+        with serving(digits_bundle, folders[1], WORK) as url:
+            urls.append(url)
+            assert main(arguments(between)) == 5
+            found, error = events(capsys.readouterr().out)
+            assert (found["event"], error["exit_code"]) == ("update_found", 5)
+            assert error["message"] == (
+                f"the server {between} does not know '{CLIENT}' with this secret, or has revoked it: enrol it anew with"
+                " 'pocketfed-device enrol' and a code of the fleet's operator"
+            )
+            where = ["--server", between, "--client", CLIENT, "--cache", str(tmp_path / "cache")]
+            assert main(["enrol", *where]) == 0
+            assert capsys.readouterr().out == f"enrolled as '{CLIENT}' at {between}\n"
+            assert main(arguments(between)) == 0
+            (entry,) = status(url, folders[1])["history"]
+    assert (entry["counts"]["reported"], entry["counts"]["refused"]) == (1, {"unknown_token": 1})
     told = events(capsys.readouterr().out)
     assert names(told) == ["update_found", "refused", "training", "reported"]
     assert told[1]["detail"] == "unknown_token: no round of this server gave out this token"
@@ -198,7 +248,7 @@ def test_a_server_that_is_away_when_the_report_comes(
     with serving(digits_bundle, tmp_path, WORK) as url:
         with proxy(lambda: url, lambda path, _: path != REPORT or not (away and away.pop())) as between:
             assert main(arguments(between, "--attempts", "2")) == 0
-        assert status(url)["counts"]["reported"] == 1
+        assert status(url, tmp_path)["counts"]["reported"] == 1
     assert names(events(capsys.readouterr().out)) == ["training", "reported"]
 
 
@@ -214,7 +264,7 @@ def test_downloads_that_break_off_again_and_again(
     with serving(digits_bundle, tmp_path, WORK) as url:
         with proxy(lambda: url, cut=cut) as between:
             assert main(arguments(between, "--attempts", "2")) == 0
-        assert status(url)["counts"]["reported"] == 1
+        assert status(url, tmp_path)["counts"]["reported"] == 1
     for name in ("train.tflite", "weights.safetensors", "golden.npz"):
         rests = [digits_bundle.manifest.files[name].size]
         while rests[-1] >= 4000:
@@ -259,10 +309,10 @@ def test_a_device_that_may_not_work_stops_within_a_step_and_goes_on(
         DeviceState(tmp_path / "state") as state,
     ):
         session = Participant(
-            ServerClient(Transport(between, retry=RetryPolicy(2))),
+            ServerClient(Transport(between, retry=RetryPolicy(2), caller=enrolled(url, tmp_path, CLIENT))),
             "digits_mlp",
             CLIENT,
-            examples_file(*EXAMPLES),
+            {"training": examples_file(*EXAMPLES)},
             tmp_path / "cache",
             state,
             Habits(save=SavePolicy(1000, 1000.0), conditions=charger, conditions_seconds=7.0),
@@ -350,7 +400,7 @@ def test_a_store_that_grows_while_a_training_is_interrupted(
             store.delete([ids[0]])
         assert main(command) == 0
         assert names(events(capsys.readouterr().out)) == ["training", "reported"]
-        second = load_weights(between_weights(url), manifest.tensors)
+        second = load_weights(between_weights(url, tmp_path), manifest.tensors)
     for number, (start, examples) in enumerate([(weights, first), (second, kept)], 1):
         seed = client_seed(SEED, number, CLIENT)
         update = Trainer(digits_bundle).train(start, examples, replace(work, seed=seed), number).collect()
@@ -378,17 +428,17 @@ def test_a_training_that_takes_too_long_is_given_up_and_not_begun_again(
         pytest.raises(EnoughError),
     ):
         Participant(
-            ServerClient(Transport(url)),
+            ServerClient(Transport(url, caller=enrolled(url, tmp_path, CLIENT))),
             "digits_mlp",
             CLIENT,
-            examples_file(*EXAMPLES),
+            {"training": examples_file(*EXAMPLES)},
             tmp_path / "cache",
             state,
             Habits(limits=Limits(seconds=0.2)),
             sleep=sleeps.append,
             jitter=lambda: 0.0,
         ).run(None, tell)
-    assert sessions[0] == Session(Outcome.ABORTED, 1, "the training took longer than --max-seconds allows, 0.2")
+    assert sessions[0] == Session(Outcome.ABORTED, 1, "the work took longer than --max-seconds allows, 0.2")
     assert sessions[1:] == [Session(Outcome.REJECTED, detail="round_given_up")] * 2
     assert sleeps[-2:] == [1.0, 2.0]
 
@@ -397,7 +447,7 @@ def test_a_bundle_that_does_not_fit_is_refused_before_it_starts(
     digits_bundle: Bundle, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     with serving(digits_bundle, tmp_path, WORK) as url, started(arguments(url, "--max-memory", "5")) as device:
-        (error,) = events(device.communicate()[0])
+        _, error = events(device.communicate()[0])
         assert device.returncode == 2
     assert (error["event"], error["exit_code"]) == ("error", 2)
     assert error["message"].startswith("bundle 'digits_mlp': a training with batches of 5 needs about ")
@@ -425,4 +475,4 @@ def test_a_log_that_can_t_be_written_does_not_end_a_round(
         command = [sys.executable, "-m", "device_runtime.cli", *arguments(url)]
         with Path("/dev/full").open("w") as full:
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=300)
-        assert [entry["counts"]["reported"] for entry in status(url)["history"]] == [1]
+        assert [entry["counts"]["reported"] for entry in status(url, tmp_path)["history"]] == [1]

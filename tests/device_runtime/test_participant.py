@@ -18,19 +18,34 @@ from device_runtime.bundle_cache import BundleCache
 from device_runtime.codec import decode
 from device_runtime.deadline import Clocks
 from device_runtime.device_state import DeviceState
-from device_runtime.errors import InputError, IntegrityError, NetworkError
+from device_runtime.errors import InputError, IntegrityError, NetworkError, TurnedAwayError
 from device_runtime.examples import Examples, ExampleTypes
 from device_runtime.files import Lock
 from device_runtime.local_store import Limits as StoreLimits
 from device_runtime.local_store import LocalStore
-from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply, bundle_path, weights_path
-from device_runtime.participant import Habits, Outcome, Participant, Session
+from device_runtime.messages import (
+    CheckIn,
+    CheckInReply,
+    Configuration,
+    EvaluationReport,
+    ReportReply,
+    TaskKind,
+    bundle_path,
+    weights_path,
+)
+from device_runtime.participant import Outcome, Participant, Session
 from device_runtime.server_client import ServerClient
+from device_runtime.watch import Habits
 from device_runtime.work import ClientWork
 from tests.device_runtime.file_server import FileServer, serve_files
 
 ACCEPT = CheckInReply("accept", round_number=3, token="t", retry_after_seconds=0.5)
 COMPLETE = CheckInReply("complete")
+
+
+def training(path: Path) -> dict[TaskKind, Path]:
+    """The examples of a device that trains."""
+    return {"training": path}
 
 
 class Files:
@@ -63,7 +78,8 @@ class Rounds:
     check_ins: list[CheckInReply]
     configurations: list[Configuration] = field(default_factory=list)
     reports: list[ReportReply] = field(default_factory=list)
-    received: list[bytes] = field(default_factory=list)
+    received: list[bytes | EvaluationReport] = field(default_factory=list)
+    offered: list[list[str]] = field(default_factory=list)
 
 
 class Server(ServerClient):
@@ -73,15 +89,16 @@ class Server(ServerClient):
 
     def check_in(self, check_in: CheckIn) -> CheckInReply:
         assert (check_in.population, check_in.client) == ("digits", "phone")
+        self._rounds.offered.append(check_in.tasks)
         return self._rounds.check_ins.pop(0)
 
     def configuration(self, token: str, holds: str | None = None) -> Configuration:
         assert token.startswith("t")
         return self._rounds.configurations.pop(0)
 
-    def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+    def report(self, token: str, report: bytes | EvaluationReport, patience: float | None = None) -> ReportReply:
         assert token.startswith("t")
-        self._rounds.received.append(update)
+        self._rounds.received.append(report)
         return self._rounds.reports.pop(0)
 
 
@@ -96,7 +113,7 @@ def files(digits_bundle: Bundle) -> Iterator[Files]:
 def start(digits_bundle: Bundle) -> Configuration:
     work = ClientWork(seed=5, codec="q8", deadline_seconds=100.0)
     weights = digits_bundle.manifest.files[WEIGHTS].sha256
-    return Configuration("start", 0, 3, digits_bundle.identity, weights, work.to_json())
+    return Configuration("start", round_number=3, bundle=digits_bundle.identity, weights=weights, work=work.to_json())
 
 
 @pytest.fixture
@@ -123,7 +140,7 @@ def take_part(
                 Server(files, rounds),
                 "digits",
                 "phone",
-                examples_file(23, 0),
+                training(examples_file(23, 0)),
                 tmp_path / "cache",
                 state,
                 sleep=sleeps.append,
@@ -144,9 +161,11 @@ def test_an_accepted_report(
     assert (reported.outcome, reported.round_number, complete.outcome) == (Outcome.REPORTED, 3, Outcome.COMPLETE)
     assert sleeps == [0.5, 0.25, 0.25]
     manifest = digits_bundle.manifest
-    update = decode(rounds.received[0], manifest.tensors, manifest.model_id)
+    (report,) = rounds.received
+    assert isinstance(report, bytes)
+    update = decode(report, manifest.tensors, manifest.model_id)
     assert (update.weight, update.round_number) == (23, 3)
-    assert reported.detail == f"loss {update.metrics['loss']:.4f}, {len(rounds.received[0])} bytes"
+    assert reported.detail == f"loss {update.metrics['loss']:.4f}, {len(report)} bytes"
 
 
 def test_a_rejection_is_waited_for_with_jitter(take_part: Callable[..., list[Session]], sleeps: list[float]) -> None:
@@ -158,7 +177,7 @@ def test_a_rejection_is_waited_for_with_jitter(take_part: Callable[..., list[Ses
 
 @pytest.mark.parametrize("reason", ["population", "client"])
 def test_a_rejection_that_waiting_does_not_change(take_part: Callable[..., list[Session]], reason: str) -> None:
-    with pytest.raises(NetworkError) as caught:
+    with pytest.raises(TurnedAwayError) as caught:
         take_part(Rounds([CheckInReply("reject", reason)]))
     expected = "the server takes no part of population 'digits' as 'phone': check --population and --client"
     assert str(caught.value) == expected
@@ -172,7 +191,7 @@ def test_an_abandoned_round(take_part: Callable[..., list[Session]]) -> None:
 def test_a_deadline_that_passes(take_part: Callable[..., list[Session]], start: Configuration) -> None:
     rounds = Rounds([ACCEPT, COMPLETE], [start])
     aborted, _ = take_part(rounds, seconds_a_look=60.0)
-    assert aborted == Session(Outcome.ABORTED, 3, "the deadline passed during the training")
+    assert aborted == Session(Outcome.ABORTED, 3, "the deadline passed during the work")
     assert rounds.received == []
 
 
@@ -197,7 +216,7 @@ def test_an_update_that_the_server_does_not_take_in_time(
     now = [0.0]
 
     class Away(Server):
-        def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+        def report(self, token: str, report: bytes | EvaluationReport, patience: float | None = None) -> ReportReply:
             asked.append(patience)
             now[0] += 70.0
             raise NetworkError("no route")
@@ -205,7 +224,7 @@ def test_an_update_that_the_server_does_not_take_in_time(
     asked: list[float | None] = []
     rounds = Rounds([ACCEPT], [start])
     with DeviceState(tmp_path / "state", Clocks(device=lambda: now[0])) as state:
-        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache", state)
+        arguments = ("digits", "phone", training(examples_file(23, 0)), tmp_path / "cache", state)
         clocks = Clocks(device=lambda: now[0])
         participant = Participant(Away(files, rounds), *arguments, sleep=lambda _: None, clocks=clocks)
         with pytest.raises(NetworkError, match="no route"):
@@ -213,7 +232,7 @@ def test_an_update_that_the_server_does_not_take_in_time(
         assert state.update is not None  # it is kept, for there is time left
         session = participant.take_part()
         assert state.update is None
-    expected = "the deadline passed before the server took the update: no route"
+    expected = "the deadline passed before the server took the report: no route"
     assert session == Session(Outcome.ABORTED, 3, expected)
     assert asked == [pytest.approx(100.0), pytest.approx(30.0)]
 
@@ -224,13 +243,13 @@ def test_without_a_deadline_an_update_is_kept_for_a_day(
     asked: list[float | None] = []
 
     class Patient(Server):
-        def report(self, token: str, update: bytes, patience: float | None = None) -> ReportReply:
+        def report(self, token: str, report: bytes | EvaluationReport, patience: float | None = None) -> ReportReply:
             asked.append(patience)
             return ReportReply("accepted")
 
     work = ClientWork(seed=5).to_json()
     with DeviceState(tmp_path / "state") as state:
-        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache", state)
+        arguments = ("digits", "phone", training(examples_file(23, 0)), tmp_path / "cache", state)
         server = Patient(files, Rounds([ACCEPT], [replace(start, work=work)]))
         session = Participant(server, *arguments, sleep=lambda _: None).take_part()
     assert session.outcome is Outcome.REPORTED
@@ -281,7 +300,7 @@ def test_an_update_that_can_t_be_kept_is_sent_all_the_same(
             Server(files, rounds),
             "digits",
             "phone",
-            examples_file(23, 0),
+            training(examples_file(23, 0)),
             tmp_path / "cache",
             state,
             notice=lambda event, **fields: told.append((event, fields)),
@@ -305,7 +324,7 @@ def test_what_an_update_lost_counts_once_whenever_the_device_is_killed(
             raise KeyboardInterrupt
 
     def a_round(kind: type[DeviceState], rounds: Rounds) -> Session:
-        arguments = ("digits", "phone", examples_file(23, 0), tmp_path / "cache")
+        arguments = ("digits", "phone", training(examples_file(23, 0)), tmp_path / "cache")
         with kind(tmp_path / "state") as state:
             habits = Habits(error_feedback=True)
             return Participant(Server(files, rounds), *arguments, state, habits, sleep=lambda _: None).take_part()
@@ -356,7 +375,7 @@ class AppStore:
                 Server(self.files, rounds),
                 "digits",
                 "phone",
-                self.path,
+                training(self.path),
                 self.folder / "cache",
                 state,
                 Habits(**habits),

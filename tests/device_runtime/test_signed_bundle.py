@@ -330,12 +330,11 @@ _SERVE = """
 import sys
 from pathlib import Path
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.server import serve
 from aggregation_server.task import Task
-from device_runtime.bundle import open_bundle
+from benchmarks.sides.serving import serve_here
 from device_runtime.work import ClientWork
 task = Task(RoundConfig(1, over_selection=1.0), ClientWork(), rounds=1, retry_seconds=0.05, poll_seconds=0.05)
-serve(open_bundle(Path(sys.argv[1])), task, sys.argv[2], "127.0.0.1", 0, lambda url: print(url, flush=True))
+serve_here(Path(sys.argv[1]), Path(sys.argv[2]), task)
 """
 
 
@@ -345,7 +344,7 @@ def test_a_device_and_a_real_server(
     """The signature is put down, taken away and put back under a running server."""
     environment = {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS}
     program = Path(sys.executable).with_name("pocketfed-device")
-    arguments = [sys.executable, "-c", _SERVE, str(signed), f"sqlite:///{tmp_path / 'server.db'}"]
+    arguments = [sys.executable, "-c", _SERVE, str(signed), str(tmp_path)]
     signature = (signed / MANIFEST_SIGNATURE).read_bytes()
     with subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment

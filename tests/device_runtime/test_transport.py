@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from device_runtime.errors import InputError, IntegrityError, NetworkError
-from device_runtime.messages import CheckIn, CheckInReply, Configuration, ReportReply
+from device_runtime.errors import InputError, IntegrityError, NetworkError, TurnedAwayError
+from device_runtime.messages import (
+    CheckIn,
+    CheckInReply,
+    Configuration,
+    Enrolment,
+    EnrolmentReply,
+    EvaluationReport,
+    ReportReply,
+)
 from device_runtime.server_client import ServerClient
 from device_runtime.tensors import sha256
-from device_runtime.transport import Response, RetryPolicy, Transport
+from device_runtime.transport import Caller, Response, RetryPolicy, Transport
 
 
 @pytest.fixture
@@ -167,9 +175,9 @@ def test_a_connection_that_ends_without_an_answer(connect: Callable[..., Transpo
 
 
 @pytest.mark.parametrize("url", ["http://a..b:80", "http://a b:80"])
-def test_a_host_s_name_that_is_none(connect: Callable[..., Transport], url: str) -> None:
+def test_a_host_s_name_that_is_none(url: str) -> None:
     with pytest.raises(NetworkError, match=rf"^{url}/a: .* \(1 attempts\)$"):
-        connect(url, attempts=1).request("GET", "/a")
+        Transport(url, retry=RetryPolicy(1), insecure=True).request("GET", "/a")
 
 
 @pytest.mark.parametrize(
@@ -208,9 +216,11 @@ def test_the_waits_vary_by_themselves(refused: str) -> None:
 
 
 CALLS: list[tuple[str, Callable[[ServerClient], object]]] = [
+    ("enrolment", lambda server: server.enrol(Enrolment("code", "c", "secret"))),
     ("check-in", lambda server: server.check_in(CheckIn("p", "c", "r"))),
     ("configuration", lambda server: server.configuration("token")),
     ("report", lambda server: server.report("token", b"update")),
+    ("report", lambda server: server.report("token", EvaluationReport(3, 10, 7.0, 2.5))),
 ]
 
 
@@ -222,16 +232,23 @@ CALLS: list[tuple[str, Callable[[ServerClient], object]]] = [
         *(b'{"decision":"accept","retry_after_seconds":-1}', b'{"state":"wait","retry_after_seconds":NaN}'),
         *(b'{"decision":"accept","retry_after_seconds":1e300}', b'{"decision":"perhaps"}', b'{"state":"other"}'),
         *(b'{"decision":"accept","token":"a\\nb"}', b'{"state":"start","round_number":-1}', b'{"verdict":"maybe"}'),
+        *(b'{"state":"start","task":"other"}', b'{"state":"start","task":["training"]}', b'{"verdict":["enrolled"]}'),
+        *(b'{"state":"start","round_number":true}', b'{"decision":"accept","retry_after_seconds":true}'),
+        *(b'{"state":"start","round_number":1.5}', b'{"state":"start","encoded":[1]}', b'{"state":true}'),
     ],
 )
 @pytest.mark.parametrize(("what", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
 def test_an_answer_that_is_not_understood(
     connect: Callable[..., Transport], script: Any, what: str, call: Callable[[ServerClient], object], body: bytes
 ) -> None:
-    script.answers = [(403, body)]
+    script.answers = [(400, body)]
     with pytest.raises(NetworkError) as caught:
         call(ServerClient(connect(script.url)))
-    assert str(caught.value) == f"{what}: the server's answer (status 403) is not understood"
+    assert str(caught.value) == f"{what}: the server's answer (status 400) is not understood"
+    script.answers = [(403, body)]
+    with pytest.raises(TurnedAwayError) as away:
+        call(ServerClient(connect(script.url)))
+    assert str(away.value) == f"{what}: the server's answer (status 403) is not understood"
 
 
 @pytest.mark.parametrize(("what", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
@@ -244,16 +261,77 @@ def test_what_the_server_says_of_itself_is_passed_on(
     assert str(caught.value) == f"{what}: the server answers with status 413: a check-in has at most 4096 bytes"
 
 
-def test_the_calls_of_a_device(connect: Callable[..., Transport], script: Any) -> None:
-    script.answers = [(200, b'{"decision":"accept","token":"t"}'), (200, b'{"state":"wait"}')]
-    script.answers += [(409, b'{"verdict":"aborted","reason":"late"}')]
-    results = [call(ServerClient(connect(script.url))) for _, call in CALLS]
-    assert results == [CheckInReply("accept", token="t"), Configuration("wait"), ReportReply("aborted", "late")]
-    first, second, third = script.requests
-    assert first[:3] == ("POST", "/v1/check-in", b'{"population": "p", "client": "c", "runtime": "r"}')
-    assert first[3]["Content-Type"] == "application/json"
-    assert (second[:3], second[3]["Authorization"]) == (("GET", "/v1/configuration", b""), "Bearer token")
-    assert (third[:3], third[3]["Authorization"]) == (("POST", "/v1/report", b"update"), "Bearer token")
+def test_the_calls_of_a_device(script: Any) -> None:
+    script.answers = [(403, b'{"verdict":"refused","reason":"code"}')]
+    script.answers += [(200, b'{"decision":"accept","token":"t"}'), (200, b'{"state":"wait","task":"evaluation"}')]
+    script.answers += [(409, b'{"verdict":"aborted","reason":"late"}'), (200, b'{"verdict":"accepted"}')]
+    client = ServerClient(Transport(script.url, caller=Caller("c", "s:é")))
+    assert [call(client) for _, call in CALLS] == [
+        EnrolmentReply("refused", "code"),
+        CheckInReply("accept", token="t"),
+        Configuration("wait", task="evaluation"),
+        ReportReply("aborted", "late"),
+        ReportReply("accepted"),
+    ]
+    enrolment, check_in, configuration, update, evaluation = script.requests
+    assert enrolment[:3] == ("POST", "/v1/enrol", b'{"code": "code", "client": "c", "secret": "secret"}')
+    sent = b'{"population": "p", "client": "c", "runtime": "r", "tasks": ["training"]}'
+    assert check_in[:3] == ("POST", "/v1/check-in", sent)
+    assert configuration[:3] == ("GET", "/v1/configuration", b"")
+    assert update[:3] == ("POST", "/v1/report", b"update")
+    sent = b'{"round_number": 3, "count": 10, "correct": 7.0, "loss_sum": 2.5}'
+    assert evaluation[:3] == ("POST", "/v1/report", sent)
+    json, bytes_ = "application/json", "application/octet-stream"
+    kinds = [headers.get("Content-Type") for *_, headers in script.requests]
+    assert kinds == [json, json, None, bytes_, json]
+    tokens = [headers.get("Pocketfed-Token") for *_, headers in script.requests]
+    assert tokens == [None, None, "token", "token", "token"]
+    assert {headers["Authorization"] for *_, headers in script.requests} == {"Basic YzpzOsOp"}
+
+
+def test_a_caller_s_secret_is_in_no_text_of_it() -> None:
+    assert str(Caller("c", "s")) == repr(Caller("c", "s")) == "Caller(name='c')"
+
+
+def test_a_caller_that_the_server_does_not_know(
+    connect: Callable[..., Transport], script: Any, waits: list[float]
+) -> None:
+    """It is said at once, whatever was asked for; to nobody in particular it is an answer like others."""
+    script.answers = [(401, b'{"verdict":"refused","reason":"missing_token"}')]
+    server = ServerClient(Transport(script.url, sleep=waits.append, caller=Caller("phone", "s")))
+    downloads: list[Callable[[ServerClient], object]] = [
+        lambda server: server.download("/f", sha256(b""), 4),
+        lambda server: server.download_optional("/f", 4),
+    ]
+    for call in [*(call for _, call in CALLS), *downloads]:
+        with pytest.raises(TurnedAwayError) as caught:
+            call(server)
+        assert str(caught.value) == (
+            f"the server {script.url} does not know 'phone' with this secret, or has revoked it: enrol it anew with"
+            " 'pocketfed-device enrol' and a code of the fleet's operator"
+        )
+    assert waits == []
+    assert connect(script.url).request("GET", "/").status == 401
+
+
+@pytest.mark.parametrize(
+    "host", ["fleet.example", "192.0.2.1", "[2001:db8::1]", "localhost.example", "127.1", "0.0.0.0"]
+)
+def test_without_tls_nothing_is_said_to_another_machine(host: str) -> None:
+    url = f"http://{host}:8080"
+    with pytest.raises(InputError) as caught:
+        Transport(url)
+    assert str(caught.value) == (
+        f"server {url!r}: what goes there without TLS can be read on the way, this device's secret too; name an"
+        " https:// server, or say --insecure"
+    )
+    assert Transport(url, insecure=True).origin == url
+    assert Transport(f"https://{host}").origin == f"https://{host}:443"
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.8.9.1", "[::1]"])
+def test_what_stays_on_this_machine_needs_no_tls(host: str) -> None:
+    assert Transport(f"http://{host}/").origin == f"http://{host.lower()}:80"
 
 
 def test_a_download_is_what_was_asked_for_or_refused(connect: Callable[..., Transport], script: Any) -> None:

@@ -23,7 +23,8 @@ from device_runtime.codec import decode, encoded_size
 from device_runtime.examples import Examples, ExampleTypes
 from device_runtime.interpreter import runtime_version
 from device_runtime.local_store import LocalStore
-from device_runtime.messages import CHECK_IN, CONFIGURATION, REPORT, CheckIn
+from device_runtime.messages import CHECK_IN, CONFIGURATION, ENROL, REPORT, CheckIn
+from device_runtime.transport import Caller
 
 ROUNDS = 2
 EXAMPLES = 12
@@ -107,17 +108,22 @@ class Request:
     body: bytes
 
 
-def parse(sent: bytes) -> Request:
-    """The only request of a connection; nothing stands after its body."""
-    head, _, body = sent.partition(b"\r\n\r\n")
-    first, *lines = head.decode("ascii").split("\r\n")
-    method, path, version = first.split(" ")
-    assert version == "HTTP/1.1"
-    pairs = [line.split(": ", 1) for line in lines]
-    headers = {name.lower(): value for name, value in pairs}
-    assert len(headers) == len(pairs)
-    assert len(body) == int(headers.get("content-length", 0))
-    return Request(method, path, headers, body)
+def parse(sent: bytes) -> list[Request]:
+    """The requests of a connection, one after the other; nothing stands between them or after the last."""
+    requests = []
+    while sent:
+        head, _, rest = sent.partition(b"\r\n\r\n")
+        first, *lines = head.decode("ascii").split("\r\n")
+        method, path, version = first.split(" ")
+        assert version == "HTTP/1.1"
+        pairs = [line.split(": ", 1) for line in lines]
+        headers = {name.lower(): value for name, value in pairs}
+        assert len(headers) == len(pairs)
+        length = int(headers.get("content-length", 0))
+        assert len(rest) >= length
+        requests.append(Request(method, path, headers, rest[:length]))
+        sent = rest[length:]
+    return requests
 
 
 @pytest.fixture
@@ -131,7 +137,7 @@ def examples() -> Examples:
     return Examples(x, np.arange(EXAMPLES, dtype=np.int32) % 10)
 
 
-def test_a_device_sends_check_ins_tokens_and_updates_and_nothing_else(
+def test_a_device_sends_its_name_tokens_and_updates_and_nothing_else(
     digits_bundle: Bundle, examples: Examples, tmp_path: Path
 ) -> None:
     manifest, store = digits_bundle.manifest, tmp_path / "examples.db"
@@ -149,7 +155,8 @@ def test_a_device_sends_check_ins_tokens_and_updates_and_nothing_else(
         "--codec",
         "q8",
     ]
-    database = ["--db", f"sqlite:///{tmp_path / 'server.db'}"]
+    database = ["--db", f"sqlite:///{tmp_path / 'server.db'}", "--spool", str(tmp_path / "spool")]
+    database += ["--keys", str(tmp_path), "--open-enrolment"]
     arguments = [str(digits_bundle.path), *database, *serving, "--batch-size", "5"]
     with server_process(arguments, tmp_path / "server.log") as url, recorded(url) as recording:
         run = [
@@ -174,7 +181,11 @@ def test_a_device_sends_check_ins_tokens_and_updates_and_nothing_else(
     assert device.returncode == 0, device.stderr
     assert device.stdout.count("reported") == ROUNDS
 
-    requests = [parse(bytes(sent)) for sent in recording.sent if sent]
+    requests = [request for sent in recording.sent for request in parse(bytes(sent))]
+    enrolments = [json.loads(request.body) for request in requests if request.path == ENROL]
+    (secret,) = {told["secret"] for told in enrolments}
+    assert enrolments == [{"code": "", "client": CLIENT, "secret": secret}]
+    assert len(secret) == 43  # 32 random bytes
     answers = b"".join(map(bytes, recording.received))
     tokens = set(re.findall(r'"token":\s*"([^"]+)"', answers.decode("latin-1")))
     versions = set(re.findall(r'"weights":\s*"([0-9a-f]{64})"', answers.decode("latin-1")))
@@ -184,10 +195,13 @@ def test_a_device_sends_check_ins_tokens_and_updates_and_nothing_else(
         assert headers.pop("host") == urlsplit(recording.url).netloc
         assert headers.pop("accept-encoding") == "identity"
         assert headers.pop("content-length", "0") == str(len(request.body))
-        kind, authorization = headers.pop("content-type", ""), headers.pop("authorization", "")
+        kind, token = headers.pop("content-type", ""), headers.pop("pocketfed-token", "")
+        assert headers.pop("authorization", "") == (
+            "" if request.path == ENROL else Caller(CLIENT, secret).authorization
+        )
         assert re.fullmatch(r"(bytes=\d+-)?", headers.pop("range", ""))  # of a download that goes on where it broke
         assert headers == {}
-        assert authorization.removeprefix("Bearer ") in tokens | {""}
+        assert token in tokens | {""}
         call = request.method, request.path
         if call == ("POST", CHECK_IN):
             told = json.loads(request.body)
@@ -196,6 +210,10 @@ def test_a_device_sends_check_ins_tokens_and_updates_and_nothing_else(
             assert set(told) == {each.name for each in fields(CheckIn)}
             known = {"population": manifest.name, "client": CLIENT, "runtime": runtime_version()}
             assert {name: told[name] for name in known} == known
+            assert told["tasks"] == ["training"]
+        elif call == ("POST", ENROL):
+            assert kind == "application/json"
+            assert request.body == json.dumps(enrolments[0]).encode()
         elif call == ("POST", REPORT):
             assert kind == "application/octet-stream"
             reports.append(request.body)
