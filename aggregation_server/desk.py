@@ -80,6 +80,12 @@ class Desk:
         """Requests that wait."""
         return len(self._waiting)
 
+    @property
+    def open(self) -> bool:
+        """Whether there is room for requests, and somebody to answer them."""
+        alive = all(thread.is_alive() for thread in self._threads)
+        return alive and not self._stopping and len(self._waiting) < _LONGEST_QUEUE * 3 // 4
+
     async def ask(self, request: Request) -> Any:
         """The coordinator's answer to a request.
 

@@ -161,9 +161,14 @@ class Store:
 
     def open_round(self, config: RoundConfig) -> tuple[Round, Counts] | None:
         """The round that is not over, and its counts."""
+        return self.snapshot(config)[1]
+
+    def snapshot(self, config: RoundConfig) -> tuple[Fleet, tuple[Round, Counts] | None]:
+        """The fleet's state, and the round that is not over with its counts, at one moment."""
         with self.database.reading() as connection:
+            fleet = _fleet(connection.execute(select(FLEET)).one())
             row = connection.execute(select(*_COLUMNS).where(~OVER)).one_or_none()
-        return None if row is None else (_round(row, config), Counts(**row.counts))
+        return fleet, None if row is None else (_round(row, config), Counts(**row.counts))
 
     def first_open_id(self) -> int:
         """Rounds with ids below this one are over."""

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from aggregation_server.desk import Desk
 from aggregation_server.enrolment import Enrolments
+from aggregation_server.figures import Observer
 from aggregation_server.operations import Operations
 from aggregation_server.status import status_of
 from aggregation_server.web.answers import ProblemError, json_answer, problems
@@ -67,16 +68,18 @@ class DeviceName:
     client: str
 
 
-def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
+def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Observer) -> APIRouter:
     """The routes, each for a role."""
     router = APIRouter(tags=["people"])
     operations = Operations(desk.coordinator)
     looking = problems(400, 401, 429, 503)
 
-    @router.get(messages.STATUS, responses={200: {"model": dict[str, Any]}, **looking})
+    @router.get(messages.STATUS, responses={200: {"model": dict[str, Any]}, **looking}, openapi_extra=_HISTORY)
     async def status(request: Request) -> Response:
         require_role(request, keys, "viewer")
-        return json_answer(await run_in_threadpool(status_of, desk.coordinator, enrolments))
+        history = _number(request, "history", 100, 0, _MOST_ROUNDS)
+        assert history is not None  # it has a default
+        return json_answer(await run_in_threadpool(status_of, observer, history))
 
     @router.get(ROUNDS, responses={200: {"model": list[dict[str, Any]]}, **looking}, openapi_extra=_PAGING)
     async def rounds(request: Request) -> Response:
@@ -154,5 +157,6 @@ def _parameter(name: str, kind: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
 
 
+_HISTORY = {"parameters": [_parameter("history", "integer")]}
 _PAGING = {"parameters": [_parameter("limit", "integer"), _parameter("before", "integer")]}
 _AFTER = {"parameters": [_parameter("limit", "integer"), _parameter("after", "string")]}
