@@ -152,7 +152,7 @@ class Desk:
                         self._arrived.notify()
             except StoreError as error:
                 # The reports are on the disk and the old state is in the database: nothing is lost by trying again.
-                logger.error("a round is not committed yet: %s", error)
+                logger.error("a round is not committed yet: %s", error, extra={"event": "storage_failed"})
                 threading.Event().wait(_AGAIN_SECONDS)
             except Exception:  # the next round must not wait for ever
                 logger.exception("a commit failed")

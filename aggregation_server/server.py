@@ -98,7 +98,7 @@ def serve(
             desk = Desk(coordinator, Committer(coordinator))
             config = uvicorn.Config(
                 create_app(desk, Enrolments(store, task, anybody), keys),
-                log_level="warning",
+                log_config=None,  # whoever starts the server says what is logged, and how
                 access_log=False,
                 server_header=False,
                 ws="none",

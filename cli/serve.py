@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import click
 
+from cli.logs import log_to_stderr
 from cli.options import BUNDLE, client_work
 
 
@@ -43,6 +43,7 @@ from cli.options import BUNDLE, client_work
     show_default=True,
     help="How weights travel: f32 or f16 whole; q8, q4, q2 or q1 as the difference to the version before.",
 )
+@click.option("--log-json", is_flag=True, help="Log one JSON object a line on standard error.")
 @client_work(epochs=1)
 def serve(
     bundle: Path,
@@ -70,6 +71,7 @@ def serve(
     rounds: int | None,
     codec: str,
     downlink: str,
+    log_json: bool,
     epochs: int,
     batch_size: int | None,
     learning_rate: float,
@@ -90,7 +92,7 @@ def serve(
     from device_runtime.codec import require_codec
     from device_runtime.work import ClientWork
 
-    _log_rounds()
+    log_to_stderr(log_json)
     require_codec(codec)
     opened = open_bundle(bundle)
 
@@ -127,12 +129,3 @@ def serve(
         lambda url: click.echo(f"listening on {url}"),
         open_enrolment,
     )
-
-
-def _log_rounds() -> None:
-    """Committed and abandoned rounds, and what went wrong, on standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logger = logging.getLogger("aggregation_server")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)

@@ -6,6 +6,7 @@ no other site's form can send in a browser's name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from aggregation_server.web.bodies import read_body
 from aggregation_server.web.callers import Keys, require_role
 from device_runtime import messages
 from device_runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 ROUNDS = "/v1/rounds"
 DEVICES = "/v1/devices"
@@ -100,10 +103,11 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
 
     def operation(path: str, kind: type[Any], call: Callable[[Any], object]) -> None:
         adapter = TypeAdapter(kind)
+        name = path.rpartition("/")[2]
 
         @router.post(
             path,
-            name=path.rpartition("/")[2],
+            name=name,
             responses={200: {"model": dict[str, Any]}, **problems(400, 401, 403, 408, 409, 413, 415, 429, 503)},
             openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": adapter.json_schema()}}}
@@ -113,9 +117,13 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
             require_role(request, keys, "operator")
             message = await _message(request, adapter)
             try:
-                return json_answer(await desk.run(lambda: call(message)) or {})
+                answer = await desk.run(lambda: call(message)) or {}
             except InputError as error:
                 raise ProblemError(409, "impossible", str(error)) from None
+            said = asdict(message)
+            details = "".join(f", {name} {value}" for name, value in said.items() if value is not None)
+            logger.info("operator: %s%s", name, details, extra={"event": "operation", "operation": name, **said})
+            return json_answer(answer)
 
     operation(PAUSE, Nothing, lambda _: operations.pause())
     operation(RESUME, Nothing, lambda _: operations.resume())

@@ -31,9 +31,9 @@ function losses(rounds) {
   const trained = rounds.filter((round) => isVersion(round) && round.loss !== null);
   const evaluated = rounds.filter((round) => isEvaluation(round) && round.loss !== null);
   const said = [];
-  if (trained.length) said.push(`Training ${loss(trained.at(-1).loss)}`);
+  if (trained.length) said.push(`training ${loss(trained.at(-1).loss)}`);
   if (evaluated.length) said.push(`evaluation ${loss(evaluated.at(-1).loss)}`);
-  say("loss-summary", said.length ? `${said.join(", ")} lately` : "Of training and of evaluation");
+  say("loss-summary", said.length ? `Last: ${said.join(", ")}` : "Of training and of evaluation");
   const traces = [trace("training", trained, (round) => round.loss, "--accent", "%{y:.4f}")];
   if (evaluated.length) traces.push(trace("evaluation", evaluated, (round) => round.loss, "--second", "%{y:.4f}"));
   draw("loss-chart", trained.length + evaluated.length ? traces : [], { showlegend: evaluated.length > 0 }, "No round yet.", marks(rounds));
@@ -51,7 +51,7 @@ function cohorts(rounds) {
   say("cohorts-summary", rounds.length ? `${count(reports)} reports of ${plural(seats, "seat")} in ${plural(rounds.length, "round")}` : "What became of each round's seats");
   const traces = [
     bars("reported", (round) => round.clients, "--accent"),
-    bars("without a report", (round) => Math.max(round.cohort - round.clients, 0), "--track"),
+    bars("without a report", (round) => Math.max(round.cohort - round.clients, 0), "--idle"),
     bars("refused", (round) => sum(round.counts.refused), "--bad"),
     bars("late", (round) => round.counts.late, "--second"),
   ];
@@ -89,12 +89,14 @@ function draw(id, traces, more, none, shapes) {
   if (!chart.querySelector(".plotly")) chart.replaceChildren();
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, fixedrange: true };
   const { xaxis, yaxis, ...rest } = more;
+  const numbers = traces.flatMap((trace) => trace.x);
+  const few = Math.max(...numbers) - Math.min(...numbers) < 8 ? { dtick: 1 } : {}; // no fractions of a version
   const layout = {
     margin: { l: 44, r: 12, t: 10, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--soft") },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") } },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", itemclick: false, itemdoubleclick: false },
-    xaxis: { ...axis, title: { text: "version" }, tickformat: "d", showgrid: false, zeroline: false, ...xaxis },
+    legend: { orientation: "h", traceorder: "normal", x: 0, y: 1.02, yanchor: "bottom", itemclick: false, itemdoubleclick: false },
+    xaxis: { ...axis, title: { text: "version" }, tickformat: "d", showgrid: false, zeroline: false, ...few, ...xaxis },
     yaxis: { ...axis, ...yaxis }, showlegend: false, dragmode: false, shapes, ...rest,
   };
   window.Plotly.react(chart, traces, layout, { displayModeBar: false, responsive: true });

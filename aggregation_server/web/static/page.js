@@ -4,7 +4,7 @@ import { charts, redraw } from "./charts.js";
 import { $, again, fill, say, when } from "./dom.js";
 import { bytes, capital, count, moment, percent, plural } from "./format.js";
 import { History, isEvaluation, isVersion } from "./history.js";
-import { abandoned, cohort, devices, showAllVersions, table, titleOf, versions } from "./panels.js";
+import { abandoned, cohort, devices, showAllVersions, showMoreRounds, table, titleOf, versions } from "./panels.js";
 
 const EVERY = 1500; // milliseconds between two questions
 const PATIENCE = 10_000;
@@ -114,7 +114,7 @@ $("more-versions").addEventListener("click", () => {
 });
 $("more-rounds").addEventListener("click", async () => {
   try {
-    await history.earlier();
+    if (showMoreRounds(history.byId.size) && !history.complete) await history.earlier();
     refresh();
   } catch (error) {
     connected(false, error.message);

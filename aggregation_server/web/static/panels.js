@@ -4,18 +4,27 @@ import { $, el, fill, tag, when } from "./dom.js";
 import { bytes, capital, count, exactly, loss, moment, percent, seconds, words } from "./format.js";
 import { isEvaluation, isVersion, sum } from "./history.js";
 
-const FEW_VERSIONS = 8;
+const FEW_VERSIONS = 6;
 const MOST_ABANDONED = 5;
 const MOST_RUNTIMES = 12;
 const MOST_CHOICES = 50;
 const KINDS = { committed: "good", abandoned: "bad" };
+const FEW_ROUNDS = 15;
+const MORE_ROUNDS = 50;
 let allVersions = false;
+let mostRounds = FEW_ROUNDS;
 
 export const titleOf = (round) =>
   round.task === "evaluation" ? `Evaluation of ${round.number}` : round.task === "rollback" ? `Rollback ${round.number}` : `Round ${round.number}`;
 
 export function showAllVersions() {
   allVersions = true;
+}
+
+/** Show more of the rounds; whether more have to be fetched for it. */
+export function showMoreRounds(known) {
+  mostRounds = (mostRounds === FEW_ROUNDS ? 0 : mostRounds) + MORE_ROUNDS;
+  return mostRounds > known;
 }
 
 /** What became of the devices that checked in, in the open round, in all rounds, or in one that is over. */
@@ -67,7 +76,7 @@ export function abandoned(rounds, complete) {
 export function versions(status, rounds, complete) {
   const accuracies = new Map(rounds.filter(isEvaluation).map((round) => [round.number, round.accuracy]));
   const made = rounds.filter(isVersion).reverse();
-  const shown = allVersions ? made : made.slice(0, FEW_VERSIONS);
+  const shown = allVersions ? made : made.filter((round, place) => place < FEW_VERSIONS || round.number === status.released);
   const rows = shown.map((round) => ({
     number: round.number, ended: round.ended, weights: round.weights, accuracy: accuracies.get(round.number) ?? null,
     by: round.task === "rollback" ? `rollback ${round.reason}` : `${count(round.clients)} reports`,
@@ -85,22 +94,22 @@ export function versions(status, rounds, complete) {
 }
 
 export function table(rounds, complete) {
-  const newest = [...rounds].reverse();
+  const newest = [...rounds].reverse().slice(0, mostRounds);
   when("rounds", newest.map((round) => [round.id, round.ended]), (body) => {
     body.replaceChildren(...newest.map(row));
   });
-  $("more-rounds").hidden = complete || !rounds.length;
+  $("more-rounds").hidden = (complete && rounds.length <= mostRounds) || !rounds.length;
 }
 
 function row(round) {
   const { counts } = round;
-  const dropped = Math.max(round.cohort - round.clients, 0);
+  const begin = [el("th", { scope: "row" }, titleOf(round)), cell("Ended", time(round.ended))];
+  if (round.task === "rollback") return el("tr", {}, ...begin, el("td", { "data-name": "Outcome", colspan: 12 }, tag(`back ${round.reason}`, "warn")));
   return el("tr", {},
-    el("th", { scope: "row" }, titleOf(round)),
-    cell("Ended", time(round.ended)),
-    cell("Outcome", round.task === "rollback" ? tag(`back ${round.reason}`, "warn") : el("span", {}, tag(round.outcome, KINDS[round.outcome]), round.reason ? ` ${words(round.reason)}` : null)),
+    ...begin,
+    cell("Outcome", el("span", {}, tag(round.outcome, KINDS[round.outcome]), round.reason ? ` ${words(round.reason)}` : null)),
     number("Checked in", count(counts.checked_in)), number("Seats", count(round.cohort)), number("Reports", count(round.clients)),
-    number("Late", count(counts.late)), number("Refused", count(sum(counts.refused)), reasons(counts.refused)), number("No report", count(dropped)),
+    number("Late", count(counts.late)), number("Refused", count(sum(counts.refused)), reasons(counts.refused)), number("No report", count(Math.max(round.cohort - round.clients, 0))),
     number("Loss", loss(round.loss)), number("Accuracy", percent(round.accuracy)),
     number("Up", bytes(counts.upload_bytes)), number("Down", bytes(counts.download_bytes)), number("Took", seconds(round.seconds)),
   );
