@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aggregation_server.closing import abandon, record_of
+from aggregation_server.closing import abandon, fields_of, record_of
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.robust import aggregate_round
 from aggregation_server.rounds import Phase, Round
@@ -131,10 +131,11 @@ class Committer:
                 ledger.set_fleet(number=current.number, weights=weights)
             ledger.end_round(current.committed(now), record, None if version is None else version.optimizer)
             ledger.set_fleet(clock=now)
+        fields, number, loss = fields_of(record), record.number, record.loss
         if version is None:
-            logger.info("version %d evaluated: accuracy %s, loss %s", record.number, record.accuracy, record.loss)
+            logger.info("version %d evaluated: accuracy %s, loss %s", number, record.accuracy, loss, extra=fields)
         else:
-            logger.info("round %d committed: %d reports, loss %s", record.number, record.clients, record.loss)
+            logger.info("round %d committed: %d reports, loss %s", number, record.clients, loss, extra=fields)
         return True
 
 

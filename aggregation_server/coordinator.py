@@ -95,7 +95,7 @@ class Coordinator:
         self.committing = False
         self.complete = False
         if fleet.number:
-            logger.info("going on after version %d", fleet.number)
+            logger.info("going on after version %d", fleet.number, extra={"event": "started", "version": fleet.number})
         self.handle(())
         spool.forget_before(store.first_open_id())  # a server that was killed could not
 
@@ -181,12 +181,12 @@ class Coordinator:
         try:
             return self._turn(requests, checked)
         except SpoolError as error:  # the others need no disk
-            logger.error("reports are refused: %s", error)
+            logger.error("reports are refused: %s", error, extra={"event": "storage_failed"})
             others = [request for place, request in enumerate(requests) if place not in checked]
             answers = iter(self._replies(others) if others else ())
             return [error if place in checked else next(answers) for place in range(len(requests))]
         except StoreError as error:
-            logger.error("%d requests are refused: %s", len(requests), error)
+            logger.error("%d requests are refused: %s", len(requests), error, extra={"event": "storage_failed"})
             self._again = self.clock.now() + _AGAIN_SECONDS
             return [error] * len(requests)
 

@@ -80,13 +80,15 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads, and waits for nobody.
+        """A transaction that only reads, all of it at one moment, and waits for nobody.
 
         Raises:
             StoreError: the database failed.
         """
+        # SQLite reads at one moment in any case, and knows no such level.
+        level = {"isolation_level": "REPEATABLE READ"} if self.shared else {}
         try:
-            with self._engine.connect().execution_options(reading=True) as connection:
+            with self._engine.connect().execution_options(reading=True, **level) as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"{self.name}: the server's database failed: {reason(error)}") from error

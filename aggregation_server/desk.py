@@ -80,6 +80,12 @@ class Desk:
         """Requests that wait."""
         return len(self._waiting)
 
+    @property
+    def open(self) -> bool:
+        """Whether there is room for requests, and somebody to answer them."""
+        alive = all(thread.is_alive() for thread in self._threads)
+        return alive and not self._stopping and len(self._waiting) < _LONGEST_QUEUE * 3 // 4
+
     async def ask(self, request: Request) -> Any:
         """The coordinator's answer to a request.
 
@@ -146,7 +152,7 @@ class Desk:
                         self._arrived.notify()
             except StoreError as error:
                 # The reports are on the disk and the old state is in the database: nothing is lost by trying again.
-                logger.error("a round is not committed yet: %s", error)
+                logger.error("a round is not committed yet: %s", error, extra={"event": "storage_failed"})
                 threading.Event().wait(_AGAIN_SECONDS)
             except Exception:  # the next round must not wait for ever
                 logger.exception("a commit failed")

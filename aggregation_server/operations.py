@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from aggregation_server.closing import abandon
 from aggregation_server.coordinator import Coordinator
@@ -87,7 +87,8 @@ class Operations:
         if found is None or found[0].phase not in phases:
             return
         current, counts, opened = found
-        if not current.cohort:  # nobody was in it: there is nothing to remember
+        if not current.cohort:  # nobody was in it: there is nothing to remember but who asked
+            ledger.set_fleet(counts=asdict(ledger.fleet.counts + counts))
             ledger.drop_round(current.id)
             return
         now = self._coordinator.clock.agree(ledger.fleet.clock)

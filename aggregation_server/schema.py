@@ -70,7 +70,6 @@ ROUNDS = Table(
     Column("counts", JSON, nullable=False),
     # Known when it is over.
     Column("weights", ForeignKey("weights.sha256")),
-    Column("optimizer", LargeBinary),
     Column("started", Float),
     Column("ended", Float),
     Column("seconds", Float),
@@ -78,6 +77,8 @@ ROUNDS = Table(
     Column("accuracy", Float),
     Column("examples", Integer),
     Column("clients", Integer),
+    # Behind all others: SQLite reads through it to what comes after it.
+    Column("optimizer", LargeBinary),
 )
 OVER = ROUNDS.c.phase.in_(("committed", "abandoned"))
 # A version is made once, and one round is open: whatever servers do, the database holds them to it.

@@ -100,7 +100,7 @@ def serve(
             desk = Desk(coordinator, Committer(coordinator, min(os.cpu_count() or 1, _MOST_THREADS)))
             config = uvicorn.Config(
                 create_app(desk, Enrolments(store, task, anybody), keys),
-                log_level="warning",
+                log_config=None,  # whoever starts the server says what is logged, and how
                 access_log=False,
                 server_header=False,
                 ws="none",

@@ -21,6 +21,7 @@ from device_runtime.errors import InputError
 
 _PREFIX = "round-"
 _IDENTITY = "identity"
+_PROBE = 64 << 10  # bytes: some file systems keep less where there is always room
 
 
 class SpoolError(StoreError):
@@ -65,6 +66,34 @@ class Spool:
     def segment(self) -> tuple[int, str]:
         """The current segment: its round's id and its name."""
         return self._round_id, self._segment
+
+    def probe(self) -> None:
+        """Write something, and delete it again; any thread may.
+
+        Raises:
+            SpoolError: the disk is full, or failed.
+        """
+        path = self.folder / f".{self._segment}"
+        try:
+            try:
+                with path.open("wb", buffering=0) as file:
+                    file.write(bytes(_PROBE))
+                    os.fdatasync(file.fileno())
+            finally:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise SpoolError(f"{self.folder}: can't write reports: {error.strerror}") from None
+
+    def free(self) -> int:
+        """Bytes that are free on the spool's disk.
+
+        Raises:
+            SpoolError: it can't be asked.
+        """
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise SpoolError(f"{self.folder}: can't be looked at: {error.strerror}") from None
 
     def append(self, round_id: int, reports: Sequence[bytes]) -> list[Spooled]:
         """Write reports of a round, and return when they are on the medium. They are in doubt until `keep` or `cut`.

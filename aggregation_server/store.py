@@ -26,6 +26,7 @@ from device_runtime.tensors import sha256
 
 REMEMBERED = 16
 """Rounds that are over whose devices are still known, and versions whose encoded form is kept."""
+_COLUMNS = [column for column in ROUNDS.c if column is not ROUNDS.c.optimizer]  # it may be larger than the model
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,14 @@ class Store:
 
     def open_round(self, config: RoundConfig) -> tuple[Round, Counts] | None:
         """The round that is not over, and its counts."""
+        return self.snapshot(config)[1]
+
+    def snapshot(self, config: RoundConfig) -> tuple[Fleet, tuple[Round, Counts] | None]:
+        """The fleet's state, and the round that is not over with its counts, at one moment."""
         with self.database.reading() as connection:
-            row = connection.execute(select(ROUNDS).where(~OVER)).one_or_none()
-        return None if row is None else (_round(row, config), Counts(**row.counts))
+            fleet = _fleet(connection.execute(select(FLEET)).one())
+            row = connection.execute(select(*_COLUMNS).where(~OVER)).one_or_none()
+        return fleet, None if row is None else (_round(row, config), Counts(**row.counts))
 
     def first_open_id(self) -> int:
         """Rounds with ids below this one are over."""
@@ -177,7 +183,7 @@ class Store:
 
     def history(self, limit: int, before: int | None = None) -> list[RoundRecord]:
         """The last `limit` rounds that are over, the oldest first; only those whose id is below `before`."""
-        query = select(ROUNDS).where(OVER).order_by(ROUNDS.c.id.desc()).limit(limit)
+        query = select(*_COLUMNS).where(OVER).order_by(ROUNDS.c.id.desc()).limit(limit)
         with self.database.reading() as connection:
             rows = connection.execute(query if before is None else query.where(ROUNDS.c.id < before)).all()
         return [_record(row) for row in reversed(rows)]
@@ -255,7 +261,7 @@ class Ledger:
 
     def open_round(self) -> tuple[Round, Counts, float] | None:
         """The round that is not over, its counts, and when it was opened."""
-        row = self.connection.execute(select(ROUNDS).where(~OVER)).one_or_none()
+        row = self.connection.execute(select(*_COLUMNS).where(~OVER)).one_or_none()
         if row is None:
             return None
         self._written = _round(row, self._config), Counts(**row.counts)
@@ -263,7 +269,7 @@ class Ledger:
 
     def rounds(self, ids: Sequence[int]) -> dict[int, Round]:
         """Those of these rounds that there are."""
-        rows = self.connection.execute(select(ROUNDS).where(ROUNDS.c.id.in_(ids)))
+        rows = self.connection.execute(select(*_COLUMNS).where(ROUNDS.c.id.in_(ids)))
         return {row.id: _round(row, self._config) for row in rows}
 
     def begin_round(self, number: int, task: str, now: float) -> Round:

@@ -137,7 +137,7 @@ def herd_figure(herd: Herd, results: Mapping[str, HerdResult]) -> Any:
             color=color,
             linewidth=2,
             label=name if name == STEERED else f"windows of {name}",
-        )  # noqa: E501
+        )
     axes.axhline(herd.target, color="black", linestyle="--", linewidth=1, label=f"target {herd.target:g}/s")
     axes.axhline(herd.server.capacity, color="black", linestyle=":", linewidth=1, label="what the server can answer")
     axes.set_yscale("log")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cli.logs import log_to_stderr
 from cli.options import BUNDLE, client_work
 from cli.serve_options import listening_of, serve_options, task_of
 
@@ -32,7 +32,7 @@ def serve(bundle: Path, **options: Any) -> None:
     from device_runtime.bundle import open_bundle
     from device_runtime.codec import require_codec
 
-    _log_rounds()
+    log_to_stderr(options["log_json"])
     require_codec(options["codec"])
     opened = open_bundle(bundle)
 
@@ -54,12 +54,3 @@ def serve(bundle: Path, **options: Any) -> None:
         lambda url: click.echo(f"listening on {url}"),
         options["open_enrolment"],
     )
-
-
-def _log_rounds() -> None:
-    """Committed and abandoned rounds, and what went wrong, on standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logger = logging.getLogger("aggregation_server")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)

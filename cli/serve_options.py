@@ -26,6 +26,7 @@ _LISTENING = (
     click.option("--insecure", is_flag=True, help="Plain HTTP for other machines too: behind a proxy that speaks TLS."),
     click.option("--open-enrolment", is_flag=True, help="Devices need no code; for trials on this machine alone."),
 )
+_LOG = (click.option("--log-json", is_flag=True, help="Log one JSON object a line on standard error."),)
 _STATE = (
     click.option(
         "--db", metavar="URL", help="sqlite:///FILE or postgresql://…; by default the file pocketfed-MODEL.db."
@@ -84,7 +85,7 @@ _REPORTS = (
 
 def serve_options(function: _Function) -> _Function:
     """All of them, but for those of the client's work."""
-    for option in reversed((*_LISTENING, *_STATE, *_ROUNDS, *_REPORTS)):
+    for option in reversed((*_LISTENING, *_LOG, *_STATE, *_ROUNDS, *_REPORTS)):
         function = option(function)
     return function
 

@@ -23,10 +23,16 @@ from starlette.requests import ClientDisconnect
 from aggregation_server.database import StoreError
 from aggregation_server.desk import BusyError, Desk
 from aggregation_server.enrolment import Enrolments
-from aggregation_server.web.answers import ProblemError, json_answer
+from aggregation_server.figures import Observer
+from aggregation_server.metrics import registry_of
+from aggregation_server.readiness import Readiness
+from aggregation_server.web.answers import ProblemError
 from aggregation_server.web.callers import Keys
 from aggregation_server.web.devices import DAILY, device_routes
 from aggregation_server.web.direct import Direct, endpoints_of
+from aggregation_server.web.measured import Measured
+from aggregation_server.web.monitoring import monitoring_routes
+from aggregation_server.web.page import page_routes
 from aggregation_server.web.people import people_routes
 
 _STORE_RETRY_SECONDS = "2"
@@ -42,19 +48,21 @@ def create_app(desk: Desk, enrolments: Enrolments, keys: Keys) -> FastAPI:
         yield
         desk.stop()
 
+    observer = Observer(desk.coordinator, enrolments)
+    registry = registry_of(desk, observer)
     # No generated pages: they load scripts from elsewhere.
     app = FastAPI(title="pocketfed", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     devices = device_routes(desk, enrolments, keys)
     app.include_router(devices)
-    app.include_router(people_routes(desk, enrolments, keys))
-
-    @app.get("/healthz", responses={200: {"model": dict[str, str]}})
-    async def healthy() -> Response:
-        return json_answer({"status": "alive"})
+    app.include_router(people_routes(desk, enrolments, keys, observer))
+    app.include_router(monitoring_routes(Readiness(desk), registry, keys))
+    app.include_router(page_routes(keys))
 
     for kind, answer in _ANSWERS.items():
         app.add_exception_handler(kind, _handler(answer))
     app.add_middleware(Direct, endpoints=endpoints_of(devices, DAILY), answers=_ANSWERS)
+    # The one that is added last is the first to see a request.
+    app.add_middleware(Measured, paths=DAILY, registry=registry)
     return app
 
 

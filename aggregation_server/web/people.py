@@ -6,6 +6,7 @@ no other site's form can send in a browser's name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from starlette.responses import Response
 
 from aggregation_server.desk import Desk
 from aggregation_server.enrolment import Enrolments
+from aggregation_server.figures import Observer
 from aggregation_server.operations import Operations
 from aggregation_server.status import status_of
 from aggregation_server.web.answers import ProblemError, json_answer, problems
@@ -25,6 +27,8 @@ from aggregation_server.web.bodies import read_body
 from aggregation_server.web.callers import Keys, require_role
 from device_runtime import messages
 from device_runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 ROUNDS = "/v1/rounds"
 DEVICES = "/v1/devices"
@@ -67,16 +71,18 @@ class DeviceName:
     client: str
 
 
-def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
+def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Observer) -> APIRouter:
     """The routes, each for a role."""
     router = APIRouter(tags=["people"])
     operations = Operations(desk.coordinator)
     looking = problems(400, 401, 429, 503)
 
-    @router.get(messages.STATUS, responses={200: {"model": dict[str, Any]}, **looking})
+    @router.get(messages.STATUS, responses={200: {"model": dict[str, Any]}, **looking}, openapi_extra=_HISTORY)
     async def status(request: Request) -> Response:
         require_role(request, keys, "viewer")
-        return json_answer(await run_in_threadpool(status_of, desk.coordinator, enrolments))
+        history = _number(request, "history", 100, 0, _MOST_ROUNDS)
+        assert history is not None  # it has a default
+        return json_answer(await run_in_threadpool(status_of, observer, history))
 
     @router.get(ROUNDS, responses={200: {"model": list[dict[str, Any]]}, **looking}, openapi_extra=_PAGING)
     async def rounds(request: Request) -> Response:
@@ -97,10 +103,11 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
 
     def operation(path: str, kind: type[Any], call: Callable[[Any], object]) -> None:
         adapter = TypeAdapter(kind)
+        name = path.rpartition("/")[2]
 
         @router.post(
             path,
-            name=path.rpartition("/")[2],
+            name=name,
             responses={200: {"model": dict[str, Any]}, **problems(400, 401, 403, 408, 409, 413, 415, 429, 503)},
             openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": adapter.json_schema()}}}
@@ -110,9 +117,13 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
             require_role(request, keys, "operator")
             message = await _message(request, adapter)
             try:
-                return json_answer(await desk.run(lambda: call(message)) or {})
+                answer = await desk.run(lambda: call(message)) or {}
             except InputError as error:
                 raise ProblemError(409, "impossible", str(error)) from None
+            said = asdict(message)
+            details = "".join(f", {name} {value}" for name, value in said.items() if value is not None)
+            logger.info("operator: %s%s", name, details, extra={"event": "operation", "operation": name, **said})
+            return json_answer(answer)
 
     operation(PAUSE, Nothing, lambda _: operations.pause())
     operation(RESUME, Nothing, lambda _: operations.resume())
@@ -154,5 +165,6 @@ def _parameter(name: str, kind: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
 
 
+_HISTORY = {"parameters": [_parameter("history", "integer")]}
 _PAGING = {"parameters": [_parameter("limit", "integer"), _parameter("before", "integer")]}
 _AFTER = {"parameters": [_parameter("limit", "integer"), _parameter("after", "string")]}

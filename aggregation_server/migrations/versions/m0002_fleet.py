@@ -65,7 +65,6 @@ def _create() -> None:
         sa.Column("reported", sa.Integer, nullable=False),
         sa.Column("counts", sa.JSON, nullable=False),
         sa.Column("weights", sa.String(64), sa.ForeignKey("weights.sha256")),
-        sa.Column("optimizer", sa.LargeBinary),
         sa.Column("started", sa.Float),
         sa.Column("ended", sa.Float),
         sa.Column("seconds", sa.Float),
@@ -73,6 +72,7 @@ def _create() -> None:
         sa.Column("accuracy", sa.Float),
         sa.Column("examples", sa.Integer),
         sa.Column("clients", sa.Integer),
+        sa.Column("optimizer", sa.LargeBinary),
     )
     made = sa.text("phase = 'committed' AND task != 'evaluation'")
     op.create_index("one_commit_a_version", "rounds", ["number"], unique=True, sqlite_where=made, postgresql_where=made)
