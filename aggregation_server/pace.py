@@ -12,6 +12,9 @@ until then nobody is needed.
 The schedule is one number: where it ends. Memory and time of a check-in are constant, and nothing is random: devices
 vary every wait by ±20 % themselves. They are told such a wait that their slot is the latest that they come, so that a
 small population is complete when it is needed; one that comes early is told again, for what is left.
+
+A process that starts knows nothing of its predecessor's schedule. Those who return by the old one and those who are
+told by the new one overlap for as long as the old one was, at 1.6 times the target at most; then it has settled again.
 """
 
 from __future__ import annotations
@@ -60,6 +63,11 @@ class PaceSteering:
         self._end = -math.inf  # of the schedule: the last slot that is booked
         self._arrivals = _Decaying()
         self._waits = _Decaying()
+
+    @property
+    def settled_rate(self) -> float:
+        """Check-ins a second of a large population that comes again and again."""
+        return 1 / self._spacing
 
     def arrived(self, now: float) -> None:
         """Count a check-in at the time `now`, whatever its answer: an accepted device comes back too, unsteered."""

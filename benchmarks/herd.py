@@ -132,12 +132,8 @@ def herd_figure(herd: Herd, results: Mapping[str, HerdResult]) -> Any:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for (name, found), color in zip(results.items(), ("#1f6feb", "#d1242f", "#8b949e"), strict=False):
-        axes.plot(
-            np.maximum(found.rates, 1),
-            color=color,
-            linewidth=2,
-            label=name if name == STEERED else f"windows of {name}",
-        )
+        label = name if name == STEERED else f"windows of {name}"
+        axes.plot(np.maximum(found.rates, 1), color=color, linewidth=2, label=label)
     axes.axhline(herd.target, color="black", linestyle="--", linewidth=1, label=f"target {herd.target:g}/s")
     axes.axhline(herd.server.capacity, color="black", linestyle=":", linewidth=1, label="what the server can answer")
     axes.set_yscale("log")

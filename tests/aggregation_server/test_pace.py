@@ -142,10 +142,28 @@ def test_devices_that_obey_come_at_the_target_rate_and_are_counted() -> None:
     rates = np.histogram(came, bins=np.arange(10, 1500, 20.0))[0] / 20
     assert rates.max() <= 50 + 3 * math.sqrt(50 / 20)  # three standard deviations of chance arrivals
     settled = rates[-15:].mean()
-    assert settled == pytest.approx(50 / SPACING, rel=0.05)
+    assert pace.settled_rate == pytest.approx(50 / SPACING)
+    assert settled == pytest.approx(pace.settled_rate, rel=0.05)
     waiting, rate = np.mean(counted, axis=0)
     assert waiting == pytest.approx(5_000, rel=0.05)
     assert rate == pytest.approx(settled, rel=0.05)
+
+
+def test_a_process_that_starts_anew_settles_again() -> None:
+    pace, rng, started = PaceSteering(50.0), random.Random(5), False
+    returns = [(rng.uniform(0, 3), device) for device in range(5_000)]
+    heapq.heapify(returns)
+    came, now = [], 0.0
+    while now < 1200:
+        now, device = heapq.heappop(returns)
+        if now > 600 and not started:
+            pace, started = PaceSteering(50.0), True
+        came.append(now)
+        pace.arrived(now)
+        heapq.heappush(returns, (now + pace.window(now) * rng.uniform(1 - JITTER, 1 + JITTER), device))
+    rates = np.histogram(came, bins=np.arange(600, 1200, 20.0))[0] / 20
+    assert rates.max() <= 1.6 * 50 + 3 * math.sqrt(80 / 20)
+    assert rates[10:].max() <= 50
 
 
 def test_before_anybody_came_nobody_is_counted() -> None:
