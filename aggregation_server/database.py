@@ -134,6 +134,7 @@ def reason(error: BaseException) -> str:
 def _engine(url: str) -> tuple[Engine, str]:
     try:
         parsed: URL = make_url(url)
+        name = parsed.render_as_string(hide_password=True)
         if parsed.drivername in ("postgresql", "postgres"):  # the driver that is installed
             parsed = parsed.set(drivername="postgresql+psycopg")
         sqlite = parsed.get_backend_name() == "sqlite"
@@ -145,7 +146,7 @@ def _engine(url: str) -> tuple[Engine, str]:
         raise InputError(f"{url.partition(':')[0]}: can't open the server's database: {reason(error)}") from None
     if not sqlite:
         event.listen(engine, "connect", _make_impatient)
-        return engine, parsed.render_as_string(hide_password=True)
+        return engine, name
     event.listen(engine, "connect", _make_durable)
     event.listen(engine, "begin", _begin)
     return engine, parsed.database or url

@@ -75,7 +75,7 @@ class Enrolments:
             return self._enrolled(ledger, message.code, name, hashed(secret))
 
     def _enrolled(self, ledger: Ledger, code: str, name: str, secret: bytes) -> EnrolmentReply:
-        now, connection = time.time(), ledger.connection
+        now, connection = time.time(), ledger.connection  # for people to read
         known = ledger.devices([name]).get(name)
         if known is not None and not known.revoked and same(known.secret, secret):
             return EnrolmentReply("enrolled")
@@ -85,7 +85,8 @@ class Enrolments:
             row = connection.execute(
                 select(ENROLMENT_CODES).where(ENROLMENT_CODES.c.code == hashed(code))
             ).one_or_none()
-            if row is None or row.used_by is not None or row.expires <= now or row.client not in (None, name):
+            expired = row is not None and row.expires <= ledger.fleet.clock
+            if row is None or expired or row.used_by is not None or row.client not in (None, name):
                 message = "the code is not known, was used, has expired or is another client's; ask for a new one"
                 return EnrolmentReply("refused", "code", message)
             bound = row.client
@@ -107,7 +108,7 @@ class Enrolments:
 
         Args:
             count: how many.
-            hours: how long they can be used.
+            hours: how long they can be used, by the server's clock.
             client: the only name that they enrol, also where it is taken: for a device that lost its secret. None for
                 any name that is free.
 
@@ -123,9 +124,9 @@ class Enrolments:
         if client is not None and (not re.fullmatch(CLIENT_NAME, client) or client in PEOPLE):
             raise InputError(f"enrolment codes: client should be a device's name, not {client!r}")
         codes = [secrets.token_urlsafe(18) for _ in range(count)]
-        expires = time.time() + 3600 * hours
-        rows = [{"code": hashed(code), "expires": expires, "client": client} for code in codes]
         with self._store.ledger(self._task.round) as ledger:
+            expires = ledger.fleet.clock + 3600 * hours
+            rows = [{"code": hashed(code), "expires": expires, "client": client} for code in codes]
             ledger.connection.execute(insert(ENROLMENT_CODES), rows)
         return codes
 
@@ -136,6 +137,8 @@ class Enrolments:
             InputError: there is no such device.
             StoreError: the database failed.
         """
+        if not re.fullmatch(CLIENT_NAME, name):  # PostgreSQL does not even look for every text
+            raise InputError(f"device {name!r}: no such device is enrolled")
         with self._store.ledger(self._task.round) as ledger:
             query = update(DEVICES).where(DEVICES.c.name == name, DEVICES.c.revoked.is_(None))
             if not ledger.connection.execute(query.values(revoked=time.time())).rowcount:

@@ -124,7 +124,7 @@ ENROLMENT_CODES = Table(
     "enrolment_codes",
     METADATA,
     Column("code", LargeBinary, primary_key=True),  # SHA-256
-    Column("expires", Float, nullable=False),
+    Column("expires", Float, nullable=False),  # by the server's clock
     Column("client", String(64)),  # the only name that it enrols; None for any that is free
     Column("used_by", String(64)),
 )

@@ -35,4 +35,4 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
                 command.stamp(config, _FIRST)
             command.upgrade(config, revision)
         except CommandError as error:
-            raise ValueError(f"made by a newer version of pocketfed ({error})") from None
+            raise ValueError(f"made by a newer pocketfed than this one: update it ({error})") from None

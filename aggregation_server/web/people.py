@@ -7,6 +7,7 @@ no other site's form can send in a browser's name.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -98,7 +99,10 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
         require_role(request, keys, "viewer")
         limit = _number(request, "limit", 1000, 1, 10_000)
         assert limit is not None  # it has a default
-        records = await run_in_threadpool(enrolments.devices, limit, request.query_params.get("after", ""))
+        after = request.query_params.get("after", "")
+        if after and not re.fullmatch(messages.CLIENT_NAME, after):
+            raise ProblemError(400, "malformed", "after: expected the name of a device")
+        records = await run_in_threadpool(enrolments.devices, limit, after)
         return json_answer([asdict(record) for record in records])
 
     def operation(path: str, kind: type[Any], call: Callable[[Any], object]) -> None:

@@ -40,6 +40,11 @@ class Cluster:
         options = ["-U", _USER, "--auth=trust", "--encoding=UTF8", "--locale=C"]
         self._run([str(programs / "initdb"), "-D", str(folder / "data"), *options])
 
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self._folder / ".s.PGSQL.5432"
+
     def start(self) -> None:
         """Start it, and return when it answers."""
         settings = [f"unix_socket_directories={self._folder}", "listen_addresses=", "max_connections=60"]
