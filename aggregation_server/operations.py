@@ -50,15 +50,15 @@ class Operations:
             identity = ledger.version(number) if 0 <= number < fleet.number else None
             if identity is None:
                 raise InputError(
-                    f"version {number}: not there to go back to; the last {coordinator.task.keep_versions} before"
-                    f" {fleet.number}, the first and the released one are kept"
+                    f"version {number}: not there to go back to; the last {coordinator.task.keep_versions} versions up"
+                    f" to {fleet.number}, the first and the released one are kept"
                 )
             self._end_open_round(ledger, "rollback", (Phase.SELECTION, Phase.REPORTING, Phase.COMMITTING))
             now = time.time()
             record = RoundRecord(fleet.number + 1, "committed", identity, now, now, task="rollback")
             record = replace(record, reason=f"to {number}")
             optimizer = ledger.optimizer(number) if number else None
-            ledger.insert_record(record, self._coordinator.clock.agree(fleet.clock), optimizer)
+            record = ledger.insert_record(record, coordinator.clock.agree(fleet.clock), optimizer)
             ledger.set_fleet(number=record.number, weights=identity)
         coordinator.hurry()
         return record
@@ -73,8 +73,8 @@ class Operations:
             identity = ledger.version(number) if 0 <= number <= ledger.fleet.number else None
             if identity is None:
                 raise InputError(
-                    f"version {number}: not there to be released; the last {self._coordinator.task.keep_versions} up to"
-                    f" {ledger.fleet.number} are kept"
+                    f"version {number}: not there to be released; the last {self._coordinator.task.keep_versions}"
+                    f" versions up to {ledger.fleet.number}, the first and the released one are kept"
                 )
             ledger.set_fleet(released=number)
         return identity

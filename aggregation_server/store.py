@@ -306,12 +306,13 @@ class Ledger:
         if oldest is not None:
             self.connection.execute(delete(PARTICIPANTS).where(PARTICIPANTS.c.round_id <= oldest))
 
-    def insert_record(self, record: RoundRecord, now: float, optimizer: bytes | None = None) -> None:
-        """Write a round that never was open."""
+    def insert_record(self, record: RoundRecord, now: float, optimizer: bytes | None = None) -> RoundRecord:
+        """Write a round that never was open; the record with its id."""
         values: dict[str, Any] = {"number": record.number, "task": record.task, "phase": record.outcome}
         values |= {"reason": record.reason}
         values |= {"since": now, "opened": now, "offered": 0, "reported": 0, "counts": asdict(record.counts)}
-        self.connection.execute(insert(ROUNDS).values(**values | _result(record), optimizer=optimizer))
+        query = insert(ROUNDS).values(**values | _result(record), optimizer=optimizer).returning(ROUNDS.c.id)
+        return replace(record, id=self.connection.execute(query).scalar_one())
 
     def optimizer(self, number: int) -> bytes | None:
         """As `Store.optimizer`."""
@@ -339,7 +340,10 @@ class Ledger:
         return self.connection.execute(query).scalar()
 
     def keep_version(self, version: Version, keep: int) -> None:
-        """Store a version's weights; all but the last `keep` versions, the first and the released one are let go of."""
+        """Store a version's weights; all but the last `keep` versions, the first and the released one are let go of.
+
+        The version before it stays in any case, for devices that are fetching it.
+        """
         _keep_weights(self.connection, version.weights, version.data)
         if version.encoded is not None:
             base, data = version.encoded
@@ -349,7 +353,7 @@ class Ledger:
             if (found := self.connection.execute(oldest).scalar()) is not None:
                 self.connection.execute(delete(ENCODED_WEIGHTS).where(ENCODED_WEIGHTS.c.id <= found))
         made = (ROUNDS.c.phase == Phase.COMMITTED.value) & (ROUNDS.c.task != "evaluation")
-        lately = select(ROUNDS.c.weights).where(made).order_by(ROUNDS.c.number.desc()).limit(keep).subquery()
+        lately = select(ROUNDS.c.weights).where(made).order_by(ROUNDS.c.number.desc()).limit(keep - 1).subquery()
         kept = set(self.connection.execute(select(lately.c.weights)).scalars())
         kept |= {version.weights, self.fleet.initial_weights, self.fleet.weights}
         if self.fleet.released is not None:
