@@ -147,6 +147,31 @@ def bench_simulate(names: tuple[str, ...], quick: bool, out: Path | None, as_jso
     _report(results, out, as_json)
 
 
+@bench.command(name="server", short_help="The aggregation server under load.")
+@_options
+def bench_server(names: tuple[str, ...], quick: bool, out: Path | None, as_json: bool) -> None:
+    """Put a server with its defaults under load from this machine: thousands of devices that train nothing.
+
+    \b
+    reports_per_second_mlp_q4  reports of mnist_2nn accepted, durable and aggregated, with the commit
+    reports_per_second_cnn_q8  the same of mnist_cnn
+    checkins_per_second        check-ins that are accepted
+    checkin_p99_ms             the 99th percentile of 750 a second, from when each was due
+    server_peak_mb             the server's memory in a round of 10,000 devices of mnist_2nn, q4
+    idle_connections           of 5,000 that nothing comes over, those that the server keeps
+
+    Without a NAME, all of them: about three minutes. Of rates, a ratio above 1 is better: the reference is an ASGI
+    endpoint that reads the same requests and knows nobody, and makes each report durable by itself.
+    """
+    from benchmarks.server.suite import NAMES, run_server_benchmarks
+    from cli.progress import round_progress
+
+    _require_writable(out)
+    with round_progress("measuring", len(names or NAMES)) as progress:
+        results = run_server_benchmarks(names, quick, progress)
+    _report(results, out, as_json)
+
+
 def _require_writable(out: Path | None) -> None:
     """Told before the minutes of measuring."""
     from device_runtime.errors import InputError

@@ -18,10 +18,10 @@ from device_runtime.bundle import (
     StoredVariable,
     manifest_hash_file,
 )
-from device_runtime.tensors import TensorSpec, sha256
+from device_runtime.tensors import TensorSpec, Weights, sha256
 from device_runtime.weights import dump_weights
 
-MODELS = {
+MODELS: dict[str, dict[str, tuple[int, ...]]] = {
     "digits_mlp": {"hidden": (64, 64), "logits": (64, 10)},
     "mnist_2nn": {"hidden_1": (784, 200), "hidden_2": (200, 200), "logits": (200, 10)},
     "mnist_cnn": {"conv_1": (5, 5, 1, 32), "conv_2": (5, 5, 32, 64), "hidden": (3136, 512), "logits": (512, 10)},
@@ -63,5 +63,5 @@ def write_bundle(model: str, folder: Path) -> Path:
     return path
 
 
-def _zeros(specs: Sequence[TensorSpec]) -> tuple[np.ndarray, ...]:
+def _zeros(specs: Sequence[TensorSpec]) -> Weights:
     return tuple(np.zeros([d for d in spec.shape if d is not None], np.float32) for spec in specs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from types import TracebackType
+from typing import cast
 from urllib.parse import urlsplit
 
 from benchmarks.errors import BenchmarkError
@@ -22,7 +22,7 @@ def request_head(method: str, path: str, headers: dict[str, str], length: int | 
 
 
 class Connection(asyncio.Protocol):
-    """A connection to a server; `Connection.open` makes one, a context closes it."""
+    """A connection to a server; `Connection.open` makes one."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -34,7 +34,12 @@ class Connection(asyncio.Protocol):
     async def open(cls, url: str) -> Connection:
         """Connect to the server at `url`."""
         where = urlsplit(url)
-        _, connection = await asyncio.get_running_loop().create_connection(cls, where.hostname, where.port)
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                cls, where.hostname or "", where.port or 80
+            )
+        except OSError as error:
+            raise BenchmarkError(f"{url}: can't connect: {error.strerror}") from None
         return connection
 
     @property
@@ -59,8 +64,7 @@ class Connection(asyncio.Protocol):
         return answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -89,11 +93,3 @@ class Connection(asyncio.Protocol):
         """Close it."""
         if self._transport is not None:
             self._transport.close()
-
-    async def __aenter__(self) -> Connection:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -65,9 +65,7 @@ async def each(
             await act(line, item)
 
     start = perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for line in lines:
-            group.create_task(work(line))
+    await asyncio.gather(*map(work, lines))
     return perf_counter() - start
 
 
@@ -75,8 +73,7 @@ async def check_ins(lines: Sequence[Connection], devices: Sequence[Device], toke
     """Let devices check in, all of which are accepted; their tokens are put into `tokens`."""
 
     async def act(line: Connection, device: Device) -> None:
-        status, body = await line.ask(device.check_in)
-        tokens[device.name] = _accepted(status, body)["token"]
+        tokens[device.name] = _token(*await line.ask(device.check_in))
 
     return await each(lines, devices, act)
 
@@ -84,7 +81,7 @@ async def check_ins(lines: Sequence[Connection], devices: Sequence[Device], toke
 async def scheduled_check_ins(
     lines: Sequence[Connection], devices: Sequence[Device], rate: float, tokens: dict[str, str]
 ) -> list[float]:
-    """As `check_ins`, but `rate` a second begin, whether the others have been answered or not.
+    """As `check_ins`, but so many a second begin, whether those before them have been answered or not.
 
     Returns:
         For each the seconds from when it was to begin to its answer, in order of their size.
@@ -99,14 +96,15 @@ async def scheduled_check_ins(
         line = await free.get()
         status, body = await line.ask(device.check_in)
         seconds.append(perf_counter() - start - place / rate)
-        tokens[device.name] = _accepted(status, body)["token"]
+        tokens[device.name] = _token(status, body)
         free.put_nowait(line)
 
-    async with asyncio.TaskGroup() as group:
-        for place, device in enumerate(devices):
-            if (wait := start + place / rate - perf_counter()) > 0:
-                await asyncio.sleep(wait)
-            group.create_task(one(place, device))
+    begun = []
+    for place, device in enumerate(devices):
+        if (wait := start + place / rate - perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        begun.append(asyncio.create_task(one(place, device)))
+    await asyncio.gather(*begun)
     return sorted(seconds)
 
 
@@ -142,19 +140,6 @@ async def whole_round(
     """A round of these devices, each of which reports; `number` is its own."""
     tokens: dict[str, str] = {}
     checked_in = await check_ins(lines, devices, tokens)
-    return await rest_of_round(serving, lines, devices, number, bodies, tokens, checked_in)
-
-
-async def rest_of_round(
-    serving: Serving,
-    lines: Sequence[Connection],
-    devices: Sequence[Device],
-    number: int,
-    bodies: Sequence[bytes],
-    tokens: dict[str, str],
-    checked_in: float,
-) -> RoundTimes:
-    """As `whole_round`, once its devices have checked in."""
     configured = await configurations(lines, devices, tokens)
     own = [of_round(body, number) for body in bodies]
     reported = await reports(lines, devices, tokens, own)
@@ -174,8 +159,8 @@ async def status_of(serving: Serving, line: Connection) -> dict[str, Any]:
     return found
 
 
-def _accepted(status: int, body: bytes) -> dict[str, Any]:
-    reply: dict[str, Any] = json.loads(body)
-    if status != 200 or reply.get("decision") != "accept":
+def _token(status: int, body: bytes) -> str:
+    reply = json.loads(body)
+    if status != 200 or reply["decision"] != "accept":
         raise BenchmarkError(f"a check-in was answered with status {status}: {body[:200]!r}")
-    return reply
+    return str(reply["token"])
