@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from aggregation_server.aggregate import PART
 from aggregation_server.pace import PaceSteering
 from benchmarks.fleet_queue import Load, predicted, simulated
 
@@ -31,6 +32,7 @@ class Process:
         request_seconds: … and for each request more.
         add_seconds: to decode a report and add it to a partial sum.
         merge_seconds: to add a partial sum to another.
+        threads: that add at once.
     """
 
     check_ins: float = 1500.0
@@ -39,6 +41,7 @@ class Process:
     request_seconds: float = 0.0001
     add_seconds: float = 0.0011
     merge_seconds: float = 0.002
+    threads: int = 2
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,8 @@ class Fleet:
         goal: reports that a round wants.
         over_selection: devices accepted per report wanted.
         round_seconds: from a cohort's start to its last report that counts.
-        configurations: that an accepted device asks for, until the round has started.
+        configurations: that an accepted device asks for; more than one where the round has not started by then.
         update_bytes, weights_bytes: of a report, and of what a device fetches.
-        part: reports in a partial sum.
         utilisation: of a front end, at most.
         spare: front ends that may fail.
     """
@@ -67,10 +69,9 @@ class Fleet:
     goal: int = 7_700
     over_selection: float = 1.3
     round_seconds: float = 150.0
-    configurations: float = 3.0
+    configurations: float = 1.0
     update_bytes: float = 1.7e6
     weights_bytes: float = 1.7e6
-    part: int = 256
     utilisation: float = 0.6
     spare: int = 1
 
@@ -119,26 +120,20 @@ class Sizing:
 
 
 def sized(fleet: Fleet, process: Process) -> Sizing:
-    """The sizing of a fleet: the fewest front ends that suffice, and the spare ones.
-
-    More of them aggregate faster, so that there are more rounds, and more reports to take: hence the search.
-    """
+    """The sizing of a fleet: the fewest front ends that suffice, and the spare ones."""
     check_ins = PaceSteering(fleet.target_rate).settled_rate
     cohort = math.ceil(fleet.goal * fleet.over_selection)
-    parts = math.ceil(fleet.goal / fleet.part)
-    front_ends, busy = 0, math.inf
-    while busy > fleet.utilisation * front_ends:
-        front_ends += 1
-        aggregation = math.ceil(parts / front_ends) * fleet.part * process.add_seconds + parts * process.merge_seconds
-        period = cohort / check_ins + fleet.round_seconds + aggregation
-        reports = fleet.goal / period
-        small = check_ins + fleet.configurations * cohort / period
-        busy = small / process.check_ins + reports * (1 / process.reports + process.add_seconds)
+    parts = math.ceil(fleet.goal / PART)
+    aggregation = math.ceil(parts / process.threads) * PART * process.add_seconds + parts * process.merge_seconds
+    period = cohort / check_ins + fleet.round_seconds + aggregation
+    reports = fleet.goal / period
+    small = check_ins + fleet.configurations * cohort / period
+    busy = small / process.check_ins + reports * (1 / process.reports + process.add_seconds)
     return Sizing(
         check_ins=check_ins,
         reports=reports,
         requests=small + reports,
-        front_ends=front_ends + fleet.spare,
+        front_ends=math.ceil(busy / fleet.utilisation) + fleet.spare,
         period=period,
         aggregation=aggregation,
         written=reports * fleet.update_bytes,

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregation_server.pace import PaceSteering
+from aggregation_server.task import Task
 from benchmarks.checkins import FixedWindows, Log, Server, Simulation, SteeredWindows, Windows
 
 STEERED = "steered"
@@ -152,13 +153,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pace steering beside fixed windows.")
     parser.add_argument("--devices", type=int, default=Herd.devices, help="of the herd")
     parser.add_argument("--seconds", type=int, default=Herd.seconds, help="for which the herd is looked at")
+    parser.add_argument("--hours", type=float, default=Handful.hours, help="for which the handful is looked at")
     parser.add_argument("--out", type=Path, help="a picture of the herd, such as herd.png")
     options = parser.parse_args(arguments)
     herd = Herd(devices=options.devices, seconds=options.seconds)
     fleet = {name: run_herd(herd, window) for name, window in _COMPARED.items() if window != 60}
     print(herd_table(fleet), flush=True)
     print()
-    print(handful_table({name: run_handful(Handful(), window) for name, window in _COMPARED.items()}))
+    handful = Handful(hours=options.hours)
+    print(handful_table({name: run_handful(handful, window) for name, window in _COMPARED.items()}))
     if options.out is not None:
         herd_figure(herd, fleet).savefig(options.out, dpi=120)
 
@@ -168,7 +171,9 @@ _COMPARED = {STEERED: None, "5 s": 5.0, "60 s": 60.0, "15 minutes": 900.0}
 
 def _windows(seconds: float | None, target: float, seed: int) -> Windows:
     rng = random.Random(seed + 1)  # noqa: S311
-    return SteeredWindows(PaceSteering(target), rng) if seconds is None else FixedWindows(seconds, rng)
+    if seconds is not None:
+        return FixedWindows(seconds, rng)
+    return SteeredWindows(PaceSteering(target, Task.retry_seconds), rng)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

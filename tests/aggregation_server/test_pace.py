@@ -249,7 +249,14 @@ def test_devices_wait_as_the_schedule_takes_them_to(busy_server: str, tmp_path: 
     transport = Transport(busy_server, retry=RetryPolicy(attempts=3), sleep=waits.append, jitter=lambda: jitter)
     with DeviceState(tmp_path / "state") as state:
         device = Participant(
-            ServerClient(transport), "p", "phone", data, tmp_path, state, sleep=waits.append, jitter=lambda: jitter
+            ServerClient(transport),
+            "p",
+            "phone",
+            {"training": data},
+            tmp_path,
+            state,
+            sleep=waits.append,
+            jitter=lambda: jitter,
         )
         assert device.take_part().outcome is Outcome.REJECTED
         assert waits == pytest.approx([10 * (1 + JITTER * jitter)])

@@ -49,12 +49,12 @@ def test_a_handful_is_brought_together() -> None:
     handful = replace(Handful(), hours=12)
     steered, short, long = (run_handful(handful, window) for window in (None, 5.0, 900.0))
     assert steered.rounds_per_hour > 0.95 * short.rounds_per_hour
-    assert steered.check_ins < 0.85 * short.check_ins
+    assert steered.check_ins < 0.7 * short.check_ins
     assert steered.rounds_per_hour > 3 * long.rounds_per_hour
 
 
 def test_it_prints_tables_and_draws(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.herd", "--devices", "500", "--seconds", "120"]
+    command = [sys.executable, "-m", "benchmarks.herd", "--devices", "500", "--seconds", "120", "--hours", "4"]
     run = subprocess.run(
         [*command, "--out", str(tmp_path / "herd.png")],
         cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
