@@ -12,6 +12,7 @@ from aggregation_server.clock import ServerClock
 from aggregation_server.committer import Committer
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.enrolment import Enrolments
+from aggregation_server.figures import Observer
 from aggregation_server.history import RoundRecord
 from aggregation_server.operations import Operations
 from aggregation_server.requests import Caller, CheckInRequest, ConfigurationRequest, ReportRequest, Request
@@ -158,7 +159,7 @@ class Fleet:
 
     def status(self) -> dict[str, Any]:
         """The server's status."""
-        return status_of(self.coordinator, self.enrolments)
+        return status_of(Observer(self.coordinator, self.enrolments), 100)
 
     def history(self) -> list[RoundRecord]:
         """The rounds that are over, the oldest first."""
