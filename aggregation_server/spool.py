@@ -77,7 +77,7 @@ class Spool:
         try:
             try:
                 with path.open("wb", buffering=0) as file:
-                    file.write(bytes(_PROBE))
+                    _write_all(file.fileno(), [bytes(_PROBE)])
                     os.fdatasync(file.fileno())
             finally:
                 path.unlink(missing_ok=True)

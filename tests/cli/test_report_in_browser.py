@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from cli.demo_report import Curve, write_report
+from tests.browser import headless_chromium, size_of_the_page
 
 CURVES = (
     Curve("simulated, 20 clients", (0.1, 0.83, 0.9, 0.95), 1_929_700, 1_954_400, 1.3),
@@ -34,14 +33,7 @@ SUMMARY = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("no chromedriver: install Debian's chromium and chromium-driver")
-    options = ChromeOptions()
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with Chrome(options, Service(driver)) as chrome:
+    with headless_chromium() as chrome:
         yield chrome
 
 
@@ -52,15 +44,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-def _size_of_the_page(browser: Chrome, width: int) -> None:
-    """Give the page itself this width in pixels: a window has a minimum, a phone's screen is narrower."""
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
 @pytest.mark.parametrize("width", [1200, 360])
 def test_the_page_fits_the_screen(browser: Chrome, report: Path, width: int) -> None:
-    _size_of_the_page(browser, width)
+    size_of_the_page(browser, width)
     browser.get(report.as_uri())
     assert browser.execute_script("return window.innerWidth") == width
     scrolled = browser.execute_script("return document.documentElement.scrollWidth")
@@ -72,7 +58,7 @@ def test_the_page_fits_the_screen(browser: Chrome, report: Path, width: int) -> 
 
 
 def test_the_table_says_what_was_measured(browser: Chrome, report: Path) -> None:
-    _size_of_the_page(browser, 1200)
+    size_of_the_page(browser, 1200)
     browser.get(report.as_uri())
     rows = browser.find_elements(By.CSS_SELECTOR, "table tr")
     assert [row.text for row in rows[1:]] == [
@@ -85,7 +71,7 @@ def test_the_table_says_what_was_measured(browser: Chrome, report: Path) -> None
 
 
 def test_a_phone_shows_every_figure_with_its_name(browser: Chrome, report: Path) -> None:
-    _size_of_the_page(browser, 360)
+    size_of_the_page(browser, 360)
     browser.get(report.as_uri())
     cells = browser.find_elements(By.CSS_SELECTOR, "table tr:nth-child(4) td")
     assert [cell.text for cell in cells] == ["device processes, <q8>", "2", "96.00%", "245,750", "1,616,065", "6.6"]

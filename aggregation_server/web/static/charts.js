@@ -24,7 +24,7 @@ function accuracy(rounds, task) {
   say("accuracy-summary", last ? `On devices' own test examples: ${percent(last.accuracy)} at version ${last.number}, at best ${percent(best)}` : "On devices' own test examples");
   const none = task.evaluate_every ? "No evaluation yet." : "No evaluations: pocketfed serve --evaluate-every 10 has devices evaluate every tenth version.";
   const line = trace("evaluation", found, (round) => round.accuracy, "--accent", "%{y:.1%}");
-  draw("accuracy-chart", found.length ? [line] : [], { yaxis: { tickformat: ".0%" } }, none, marks(rounds));
+  draw("accuracy-chart", found.length ? [line] : [], { yaxis: { tickformat: ".0%", autorangeoptions: { clipmin: 0, clipmax: 1.02 } } }, none, marks(rounds));
 }
 
 function losses(rounds) {

@@ -87,10 +87,18 @@ export function versions(status, rounds, complete) {
       el("th", { scope: "row" }, String(row.number)),
       cell("Made", row.ended === null ? "" : time(row.ended)), cell("By", row.by), cell("Accuracy", percent(row.accuracy)),
       cell("Weights", el("code", { title: row.weights }, row.weights.slice(0, 12))),
-      el("td", { class: "marks whole" }, row.number === status.committed_rounds ? tag("in force", "accent") : null, row.number === status.released ? tag("released", "good") : null, row.by.startsWith("rollback") ? tag("rollback", "warn") : null),
+      el("td", { class: "marks whole" }, ...marks(row, status).flatMap((mark) => [mark, " "])),
     )));
   });
   $("more-versions").hidden = allVersions || made.length <= FEW_VERSIONS;
+}
+
+function marks(row, status) {
+  const found = [];
+  if (row.number === status.committed_rounds) found.push(tag("in force", "accent"));
+  if (row.number === status.released) found.push(tag("released", "good"));
+  if (row.by.startsWith("rollback")) found.push(tag("rollback", "warn"));
+  return found;
 }
 
 export function table(rounds, complete) {
