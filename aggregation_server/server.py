@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import resource
 import signal
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -111,6 +113,8 @@ def serve(
             config.load()
             if listening.certificate is not None:
                 config.ssl = _tls(listening)
+            _allow_connections()
+            gc.freeze()  # what is there now stays: looking for garbage in it would hold up all for a tenth of a second
             _Server(config, lambda: announce(_base_url(listener, config.is_ssl))).run(sockets=[listener])
 
 
@@ -161,6 +165,13 @@ def _tls(listening: Listening) -> ssl.SSLContext:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise InputError(f"{listening.certificate}: can't be used with {listening.private_key}: {reason}") from None
     return context
+
+
+def _allow_connections() -> None:
+    """Have as many files open as the system lets this process; often only 1024 are allowed unless it asks."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:
