@@ -10,7 +10,7 @@ from pathlib import Path
 
 from device_runtime.errors import IntegrityError, NetworkError
 from device_runtime.files import flush, unwritable
-from device_runtime.transport import FailedError, Transport
+from device_runtime.transport import FailedError, Transport, status_error
 
 _PIECE = 1 << 16
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -32,6 +32,7 @@ def fetch(transport: Transport, path: str, identity: str, limit: int, target: Pa
 
     Raises:
         NetworkError: the server can't be reached or does not have it, or sends more than `limit` bytes.
+        TurnedAwayError: it does not take this device.
         IntegrityError: it sent other bytes.
         InputError: the file can't be written.
     """
@@ -62,7 +63,7 @@ def _attempt(transport: Transport, path: str, identity: str, limit: int, part: _
                 part.restart()
                 raise FailedError("the server's answer to a range is not understood")
         else:
-            raise NetworkError(f"{path}: the server answers with status {answer.status}")
+            raise status_error(path, answer.status)
         _receive(answer, path, limit, part)
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from device_runtime import messages
 from device_runtime.download import fetch
-from device_runtime.errors import IntegrityError, NetworkError, TurnedAwayError
+from device_runtime.errors import IntegrityError
 from device_runtime.messages import (
     CheckIn,
     CheckInReply,
@@ -21,7 +21,7 @@ from device_runtime.messages import (
     ReportReply,
 )
 from device_runtime.tensors import sha256
-from device_runtime.transport import Response, Transport
+from device_runtime.transport import Response, Transport, status_error
 
 _LONGEST_WAIT = 86_400.0  # seconds; whatever a server asks for, a device comes back within a day
 _JSON = {"Content-Type": "application/json"}
@@ -72,7 +72,7 @@ class ServerClient:
         """
         response = self._transport.request("GET", path, limit=limit)
         if response.status != 200:
-            raise NetworkError(f"{path}: the server answers with status {response.status}")
+            raise status_error(path, response.status)
         if sha256(response.body) != identity:
             raise IntegrityError(f"{path}: what the server sent does not have the SHA-256 {identity}")
         return response.body
@@ -85,7 +85,7 @@ class ServerClient:
         """
         response = self._transport.request("GET", path, limit=limit)
         if response.status not in (200, 404):
-            raise NetworkError(f"{path}: the server answers with status {response.status}")
+            raise status_error(path, response.status)
         return response.body if response.status == 200 else None
 
     def _post(self, path: str, message: dict[str, Any]) -> Response:
@@ -99,7 +99,7 @@ def _parse(kind: type[_Message], response: Response, what: str) -> _Message:
     except (ValueError, TypeError, RecursionError):
         message = None
     if message is None or not all(_fits(getattr(message, name), hint) for name, hint in get_type_hints(kind).items()):
-        raise (TurnedAwayError if response.status == 403 else NetworkError)(f"{what}: {_reason(response)}")
+        raise status_error(what, response.status, _reason(response))
     return message
 
 

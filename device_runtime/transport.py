@@ -15,7 +15,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from device_runtime.deadline import device_clock
-from device_runtime.errors import InputError, NetworkError, TurnedAwayError
+from device_runtime.errors import InputError, NetworkError, PocketfedError, TurnedAwayError
 from device_runtime.tls import certificate_error, is_loopback, tls_context
 
 _MAX_ANSWER = 1 << 20
@@ -159,7 +159,7 @@ class Transport:
 
         Raises:
             NetworkError: no answer, a server error or a longer answer, after all attempts.
-            UntrustedError, TurnedAwayError: see `exchange`.
+            UntrustedError: its certificate does not verify.
         """
 
         def attempt() -> Response:
@@ -183,7 +183,6 @@ class Transport:
             FailedError: the server failed, or is busy.
             OSError, http.client.HTTPException, ValueError: the network failed.
             UntrustedError: its certificate does not verify.
-            TurnedAwayError: it does not know the caller.
         """
         named = {} if self._caller is None else {"Authorization": self._caller.authorization}
         connection = self._connection()
@@ -194,11 +193,6 @@ class Transport:
             except ssl.SSLCertVerificationError as error:
                 raise certificate_error(self._url, error) from None
             with connection.getresponse() as answer:
-                if self._caller is not None and answer.status == 401:
-                    raise TurnedAwayError(
-                        f"the server {self._url} does not know {self._caller.name!r} with this secret, or has revoked"
-                        " it: enrol it anew with 'pocketfed-device enrol' and a code of the fleet's operator"
-                    )
                 if answer.status >= 500 or answer.status in _BUSY:
                     wait = _window(answer) if answer.status in _BUSY else 0.0
                     raise FailedError(f"the server failed with status {answer.status}", wait)
@@ -260,6 +254,23 @@ class Transport:
             if spent:
                 raise NetworkError(f"{self._url}{path}: {reason} ({attempts} attempts)")
             self._sleep(wait)
+
+
+def status_error(what: str, status: int, said: str = "") -> PocketfedError:
+    """What an answer that gives nothing is told as.
+
+    Args:
+        what: was asked for.
+        status: of the answer.
+        said: what the server says of it.
+    """
+    if status == 401:
+        return TurnedAwayError(
+            "the server does not know this device by its secret, or has revoked it: enrol it anew with"
+            " 'pocketfed-device enrol' and a code of the fleet's operator"
+        )
+    text = f"{what}: {said or f'the server answers with status {status}'}"
+    return TurnedAwayError(text) if status == 403 else NetworkError(text)
 
 
 def _parsed(url: str) -> tuple[bool, str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_runtime.download import fetch
-from device_runtime.errors import InputError, IntegrityError, NetworkError
+from device_runtime.errors import InputError, IntegrityError, NetworkError, TurnedAwayError
 from device_runtime.tensors import sha256
 from tests.device_runtime.file_server import FileServer, serve_files
 
@@ -119,10 +119,12 @@ def test_no_more_is_taken_than_there_may_be(server: FileServer, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("status", [404, 403, 302])
-def test_a_file_that_the_server_does_not_give(server: FileServer, tmp_path: Path, status: int) -> None:
+@pytest.mark.parametrize(("status", "kind"), [(404, NetworkError), (403, TurnedAwayError), (302, NetworkError)])
+def test_a_file_that_the_server_does_not_give(
+    server: FileServer, tmp_path: Path, status: int, kind: type[Exception]
+) -> None:
     server.find = lambda path: status
-    with pytest.raises(NetworkError, match=f"^/f: the server answers with status {status}$"):
+    with pytest.raises(kind, match=f"^/f: the server answers with status {status}$"):
         get(server, tmp_path / "f")
 
 

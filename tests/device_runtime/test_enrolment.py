@@ -345,8 +345,8 @@ def test_a_device_that_was_revoked_is_told_so(
     script.answers = [(401, b'{"reason": "unknown_caller", "message": "not enrolled"}')]
     assert main(running(script.url, tmp_path, examples_file(5, 0))) == 5
     assert one_line(capsys) == (
-        f"the server {script.url} does not know 'a' with this secret, or has revoked it: enrol it anew with"
-        " 'pocketfed-device enrol' and a code of the fleet's operator"
+        "the server does not know this device by its secret, or has revoked it: enrol it anew with 'pocketfed-device"
+        " enrol' and a code of the fleet's operator"
     )
     assert len(script.requests) == 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.kills import viewer
 from device_runtime.bundle import WEIGHTS, Bundle
 from device_runtime.cli import main
 from device_runtime.deadline import Clocks
@@ -19,12 +22,21 @@ from device_runtime.errors import InputError
 from device_runtime.examples import Examples, ExampleTypes, load_examples
 from device_runtime.limits import Limits
 from device_runtime.local_store import LocalStore
-from device_runtime.messages import CheckInReply, Configuration, EvaluationReport, ReportReply, TaskKind, weights_path
+from device_runtime.messages import (
+    STATUS,
+    CheckInReply,
+    Configuration,
+    EvaluationReport,
+    ReportReply,
+    TaskKind,
+    weights_path,
+)
 from device_runtime.participant import EndedError, Outcome, Participant, Session
 from device_runtime.tensors import Weights, sha256
 from device_runtime.trainer import Trainer
+from device_runtime.transport import Transport
 from device_runtime.watch import Habits
-from device_runtime.weights import dump_weights
+from device_runtime.weights import dump_weights, load_weights
 from device_runtime.work import ClientWork
 from tests.device_runtime.callers import believed
 from tests.device_runtime.file_server import serve_files
@@ -327,3 +339,47 @@ def test_run_needs_examples_of_one_kind(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*where, "--test-data", str(tmp_path / "no")]) == 2
     expected = f"{tmp_path / 'no'}: no such file; --test-data names a .npz file with the arrays x and y"
     assert capsys.readouterr().err == f"pocketfed-device: {expected}\n"
+
+
+_SERVE = """
+import sys
+from pathlib import Path
+from aggregation_server.rounds import RoundConfig
+from aggregation_server.task import Task
+from benchmarks.sides.serving import serve_here
+from device_runtime.work import ClientWork
+task = Task(
+    RoundConfig(1, over_selection=1.0), ClientWork(), rounds=1, evaluate_every=1, retry_seconds=0.05, poll_seconds=0.05
+)
+serve_here(Path(sys.argv[1]), Path(sys.argv[2]), task)
+"""
+
+
+def test_a_real_server_s_version_is_evaluated_by_the_device_that_trained_it(
+    digits_bundle: Bundle, examples_file: MakeFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [sys.executable, "-c", _SERVE, str(digits_bundle.path), str(tmp_path)]
+    test = examples_file(23, 1)
+    with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            where = ["--server", url, "--population", "digits_mlp", "--client", "a", "--cache", str(tmp_path / "cache")]
+            assert main(["run", *where, "--data", str(examples_file(12, 0)), "--test-data", str(test)]) == 0
+            viewing = Transport(url, caller=viewer(tmp_path))
+            history = json.loads(viewing.request("GET", STATUS).body)["history"]
+            committed = next(record for record in history if record["task"] == "training")
+            trained = viewing.request("GET", weights_path(committed["weights"])).body
+        finally:
+            server.terminate()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("waiting for a round")]
+    assert [line.partition(" (")[0] for line in lines] == [
+        "enrolled as 'a'", "round 1: reported", "round 1: reported", "the task is complete"
+    ]  # fmt: skip
+    (evaluated,) = (record for record in history if record["task"] == "evaluation")
+    trainer, tensors = Trainer(digits_bundle), digits_bundle.manifest.tensors
+    trainer.set_weights(load_weights(trained, tensors, "committed weights"), anchor=False)
+    result = trainer.evaluate(load_examples(test, digits_bundle.manifest))
+    assert (evaluated["outcome"], evaluated["clients"]) == ("committed", 1)
+    assert evaluated["loss"] == pytest.approx(result.loss, rel=1e-6)
+    assert evaluated["accuracy"] == pytest.approx(result.accuracy, rel=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,29 +290,30 @@ def test_the_calls_of_a_device(script: Any) -> None:
     assert {headers["Authorization"] for *_, headers in script.requests} == {"Basic YzpzOsOp"}
 
 
+UNKNOWN = (
+    "the server does not know this device by its secret, or has revoked it: enrol it anew with 'pocketfed-device enrol'"
+    " and a code of the fleet's operator"
+)
+
+
 def test_a_caller_s_secret_is_in_no_text_of_it() -> None:
     assert str(Caller("c", "s")) == repr(Caller("c", "s")) == "Caller(name='c')"
 
 
-def test_a_caller_that_the_server_does_not_know(
-    connect: Callable[..., Transport], script: Any, waits: list[float]
-) -> None:
-    """It is said at once, whatever was asked for; to nobody in particular it is an answer like others."""
-    script.answers = [(401, b'{"verdict":"refused","reason":"missing_token"}')]
+def test_a_device_that_the_server_does_not_know(script: Any, waits: list[float], tmp_path: Path) -> None:
+    """It is said at once, whatever was asked for."""
+    script.answers = [(401, b'{"reason":"unknown_caller","message":"not enrolled"}')]
     server = ServerClient(Transport(script.url, sleep=waits.append, caller=Caller("phone", "s")))
     downloads: list[Callable[[ServerClient], object]] = [
-        lambda server: server.download("/f", sha256(b""), 4),
-        lambda server: server.download_optional("/f", 4),
+        lambda server: server.download("/f", sha256(b""), 99),
+        lambda server: server.download_optional("/f", 99),
+        lambda server: server.fetch("/f", sha256(b"f"), 4, tmp_path / "f"),
     ]
     for call in [*(call for _, call in CALLS), *downloads]:
         with pytest.raises(TurnedAwayError) as caught:
             call(server)
-        assert str(caught.value) == (
-            f"the server {script.url} does not know 'phone' with this secret, or has revoked it: enrol it anew with"
-            " 'pocketfed-device enrol' and a code of the fleet's operator"
-        )
+        assert str(caught.value) == UNKNOWN
     assert waits == []
-    assert connect(script.url).request("GET", "/").status == 401
 
 
 @pytest.mark.parametrize(

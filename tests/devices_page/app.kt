@@ -3,7 +3,21 @@
 import java.io.DataInputStream
 import java.io.File
 
+/** The page's calls, one after the other: their answers. */
+fun call(url: String, secret: String) {
+    val server = Server(url, "phone-0", secret)
+    val calls = listOf(
+        { server.enrol("a-code") },
+        { server.checkIn("digits_mlp", "LiteRT") },
+        { server.configuration("the-token") },
+        { server.report("the-token", byteArrayOf(1, -1, 0)) },
+        { server.download("/v1/weights/latest") },
+    )
+    for (call in calls) call().let { println("${it.status} ${String(it.body)}") }
+}
+
 fun main(arguments: Array<String>) {
+    if (arguments[0] == "call") return call(arguments[1], newSecret())
     val (artifact, input, output) = arguments
     val data = DataInputStream(File(input).inputStream().buffered())
     fun floats(count: Int) = FloatArray(count) { data.readFloat() }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,9 @@ from device_runtime.batching import epoch_order
 from device_runtime.bundle import TRAIN_ARTIFACT, Bundle
 from device_runtime.codec import encode
 from device_runtime.examples import Examples
+from device_runtime.messages import TOKEN, CheckIn, Enrolment
 from device_runtime.trainer import Trainer
+from device_runtime.transport import Caller
 from device_runtime.work import ClientWork, step_seeds
 
 HERE = Path(__file__).parent
@@ -118,3 +123,57 @@ def _hash_of_order(examples: int, epoch: int) -> int:
     for index in epoch_order(examples, LARGEST_SEED, epoch).tolist():
         value = (31 * value + index) & 0xFFFFFFFF
     return value - (value >> 31 << 32)
+
+
+def test_an_app_s_calls_are_the_protocol_s(app: Path) -> None:
+    requests: list[tuple[str, str, bytes, dict[str, str]]] = []
+    answers = [(200, b"enrolled"), (200, b"accept"), (200, b"wait"), (401, b"unknown"), (404, b"")]
+    given = iter(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            requests.append((self.command, self.path, body, dict(self.headers)))
+            status, content = next(given)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = handle_any  # noqa: N815
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        run = subprocess.run(
+            ["java", "-jar", str(app), "call", url],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        server.shutdown()
+        thread.join()
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [f"{status} {body.decode()}" for status, body in answers]
+
+    calls = [
+        "POST /v1/enrol",
+        "POST /v1/check-in",
+        "GET /v1/configuration",
+        "POST /v1/report",
+        "GET /v1/weights/latest",
+    ]
+    assert [f"{method} {path}" for method, path, *_ in requests] == calls
+    enrolment = Enrolment(**json.loads(requests[0][2]))
+    assert (enrolment.code, enrolment.client) == ("a-code", "phone-0")
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", enrolment.secret)
+    assert CheckIn(**json.loads(requests[1][2])) == CheckIn("digits_mlp", "phone-0", "LiteRT")
+    assert requests[3][2] == b"\x01\xff\x00"
+    authorization = Caller("phone-0", enrolment.secret).authorization
+    named = [headers.get("Authorization") for *_, headers in requests]
+    assert named == [None, *[authorization] * 4]
+    assert [headers.get(TOKEN) for *_, headers in requests] == [None, None, "the-token", "the-token", None]
+    kinds = [headers.get("Content-Type") for *_, headers in requests]
+    assert kinds == ["application/json", "application/json", None, "application/octet-stream", None]

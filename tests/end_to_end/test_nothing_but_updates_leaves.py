@@ -156,7 +156,7 @@ def test_a_device_sends_its_name_tokens_and_updates_and_nothing_else(
         "q8",
     ]
     database = ["--db", f"sqlite:///{tmp_path / 'server.db'}", "--spool", str(tmp_path / "spool")]
-    database += ["--keys", str(tmp_path), "--open-enrolment"]
+    database += ["--keys", str(tmp_path)]
     arguments = [str(digits_bundle.path), *database, *serving, "--batch-size", "5"]
     with server_process(arguments, tmp_path / "server.log") as url, recorded(url) as recording:
         run = [
