@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.enrolment import Enrolments
 from aggregation_server.history import Counts
-from aggregation_server.rounds import Round
+from aggregation_server.rounds import Phase, Round
 from aggregation_server.schema import OVER, ROUNDS
 from aggregation_server.store import Fleet, Store
 
@@ -80,7 +80,10 @@ class Observer:
         fleet, found = coordinator.store.snapshot(coordinator.task.round)
         current, counts = (None, Counts()) if found is None else found
         complete = coordinator.complete
-        phase = "complete" if complete else "paused" if current is None or fleet.paused else current.phase.value
+        if complete or fleet.paused:
+            phase = "complete" if complete else "paused"
+        else:  # where a round is over and its successor not there yet, that one is in its selection
+            phase = Phase.SELECTION.value if current is None else current.phase.value
         return Figures(fleet, current, phase, complete, counts, fleet.counts + counts, self.devices())
 
     def devices(self) -> Devices:

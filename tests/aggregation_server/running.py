@@ -1,4 +1,4 @@
-"""`Running`: a server in a process of its own, and those who call it over HTTP."""
+"""`Running`: a server in a process of its own; and `Callers`, who talk to one over HTTP."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from tests.aggregation_server.fleet import secret_of
 KEYS = Keys("the-operator-s-key".ljust(43, "-"), "the-viewer-s-key".ljust(43, "-"))
 
 
-class Running:
-    """A server that runs.
+class Callers:
+    """Those who call a server.
 
     Args:
         url: its base URL.
-        process: in which it runs.
         keys: of the people who run its fleet.
         certificate: what its clients trust, where it speaks TLS.
 
@@ -30,9 +29,8 @@ class Running:
         operator, viewer, nobody: clients, the last one without a name.
     """
 
-    def __init__(self, url: str, process: BaseProcess, keys: Keys, certificate: Path | None = None) -> None:
+    def __init__(self, url: str, keys: Keys, certificate: Path | None = None) -> None:
         self.url = url
-        self.process = process
         self._verify = True if certificate is None else ssl.create_default_context(cafile=certificate)
         self._clients: list[httpx.Client] = []
         self._devices: dict[str, httpx.Client] = {}
@@ -46,10 +44,8 @@ class Running:
         self._clients.append(client)
         return client
 
-    def kill(self) -> None:
-        """What a `kill -9` does, and the clients' connections closed."""
-        self.process.kill()
-        self.process.join()
+    def disconnect(self) -> None:
+        """Close the clients' connections."""
         for client in self._clients:
             client.close()
 
@@ -98,5 +94,19 @@ class Running:
         end = time.monotonic() + seconds
         while (status := self.status())[key] != value:
             assert time.monotonic() < end, f"{key} is {status[key]!r}, not {value!r}"
-            time.sleep(0.01)
+            time.sleep(0.05)
         return status
+
+
+class Running(Callers):
+    """A server that runs in a process."""
+
+    def __init__(self, url: str, process: BaseProcess, keys: Keys, certificate: Path | None = None) -> None:
+        super().__init__(url, keys, certificate)
+        self.process = process
+
+    def kill(self) -> None:
+        """What a `kill -9` does, and the clients' connections closed."""
+        self.process.kill()
+        self.process.join()
+        self.disconnect()
