@@ -17,6 +17,7 @@ from aggregation_server.store import Fleet, Store
 
 _IDLE_SHARE = 20  # the devices are counted for a twentieth of the time at most, however many they are
 _SHORTEST_REST = 1.0
+_MOST_RUNTIMES = 30  # devices say what they like
 Devices = dict[str, dict[str, int]]
 
 
@@ -94,7 +95,8 @@ class Observer:
         """
         begin = self._monotonic()
         if begin >= self._devices_until:
-            self._devices = self._enrolments.summary()
+            summary = self._enrolments.summary()
+            self._devices = summary | {"runtimes": _most(summary["runtimes"])}
             took = self._monotonic() - begin
             self._devices_until = begin + max(_SHORTEST_REST, took * _IDLE_SHARE)
         return self._devices
@@ -127,3 +129,10 @@ def latest(store: Store, task: str) -> Latest:
     with store.database.reading() as connection:
         row = connection.execute(query).one_or_none()
     return Latest(None, None, None) if row is None else Latest(row.ended, row.loss, row.accuracy)
+
+
+def _most(runtimes: dict[str, int]) -> dict[str, int]:
+    """The most usual runtimes; the others together as one."""
+    ordered = sorted(runtimes.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ordered[_MOST_RUNTIMES:])
+    return dict(ordered[:_MOST_RUNTIMES]) | ({"others": rest} if rest else {})

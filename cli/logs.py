@@ -18,7 +18,6 @@ def log_to_stderr(as_json: bool = False) -> None:
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        logger.propagate = False
     logging.getLogger(_LOGGERS[0]).setLevel(logging.INFO)
     logging.getLogger(_LOGGERS[1]).setLevel(logging.WARNING)
 

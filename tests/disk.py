@@ -21,5 +21,7 @@ def mounted(folder: Path, size: str) -> Iterator[Path]:
         done = False
     if not done:
         pytest.skip("a small disk can't be mounted here: that takes root's rights")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    try:
+        yield folder
+    finally:  # after a failure too: nobody can delete the folder before
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,6 +1,6 @@
 """Every request's duration and status, by route; and a word of those that failed.
 
-It stands before every request, so it does little: no queue, no task, no header; two or three microseconds.
+It stands before every request, so it does little: no queue, no task, no header; a few microseconds.
 """
 
 from __future__ import annotations

@@ -179,6 +179,17 @@ def test_devices_are_not_counted_all_the_time(make_fleet: MakeFleet, monkeypatch
     assert count == [2]
 
 
+def test_devices_that_say_what_they_like_do_not_fill_the_status(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    observer = Observer(fleet.coordinator, fleet.enrolments, lambda: fleet.now[0])
+    named = {f"runtime {number:03}": 1 for number in range(40)} | {"usual": 7}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fleet.enrolments, "summary", lambda: {"states": {"active": 47}, "runtimes": named})
+        runtimes = observer.devices()["runtimes"]
+    assert list(runtimes.items())[:2] == [("usual", 7), ("runtime 000", 1)]
+    assert len(runtimes) == 31 and runtimes["others"] == 11
+
+
 def test_metrics_over_http_are_for_people(start_server: Start) -> None:
     server = start_server(RoundConfig(goal_count=2))
     assert server.nobody.get("/metrics").status_code == 401

@@ -114,11 +114,11 @@ def watched(start_server: Start, tmp_path_factory: pytest.TempPathFactory, make_
 
 @pytest.fixture(scope="module")
 def browser(watched: Watched) -> Iterator[Chrome]:
-    """A browser that knows the viewer's key, as after its own question for it."""
+    """A browser that knows the viewer's key: once, it was in the page's address, which is one way to give it."""
     with headless_chromium() as chrome:
         place = urlsplit(watched.server.url)
-        chrome.get(f"http://viewer:{KEYS.viewer}@{place.netloc}/v1/rounds")
-        _errors(chrome)  # there is no icon there
+        chrome.get(f"http://viewer:{KEYS.viewer}@{place.netloc}/")
+        _until(chrome, lambda: _text(chrome, "connection") == "live")
         yield chrome
 
 

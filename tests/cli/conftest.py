@@ -17,11 +17,12 @@ with warnings.catch_warnings():
 @pytest.fixture(autouse=True)
 def log_of_rounds() -> Iterator[None]:
     """`serve` in this process turns the server's log on; other tests expect it as it was."""
-    logger = logging.getLogger("aggregation_server")
-    level, handlers = logger.level, logger.handlers
+    loggers = [logging.getLogger(name) for name in ("aggregation_server", "uvicorn")]
+    before = [(logger.level, logger.handlers) for logger in loggers]
     yield
-    logger.setLevel(level)
-    logger.handlers = handlers
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers = handlers
 
 
 @pytest.fixture(scope="session")
