@@ -11,7 +11,7 @@ fun call(url: String, secret: String) {
         { server.checkIn("digits_mlp", "LiteRT") },
         { server.configuration("the-token") },
         { server.report("the-token", byteArrayOf(1, -1, 0)) },
-        { server.download("/v1/weights/latest") },
+        { server.download("/v1/weights/latest") }
     )
     for (call in calls) call().let { println("${it.status} ${String(it.body)}") }
 }
