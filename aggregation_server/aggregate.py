@@ -21,7 +21,6 @@ from device_runtime.tensors import TensorSpec
 PART = 256
 """Updates of a part, but for the last. The same on all servers of a fleet, and for good: another one, other bits."""
 
-Aggregate = PartialSum  # the name under which the coordinator knows it
 
 Report = TypeVar("Report")
 Result = TypeVar("Result")
