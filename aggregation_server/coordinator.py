@@ -20,15 +20,16 @@ from aggregation_server.closing import abandon
 from aggregation_server.database import StoreError
 from aggregation_server.downlink import Downlink, EncodedWeights
 from aggregation_server.history import Counts
-from aggregation_server.pace import PaceSteering, RoundLengths
-from aggregation_server.requests import Admission, DeniedError, ReportRequest, Request
+from aggregation_server.limits import RateLimits
+from aggregation_server.pace import JITTER, PaceSteering, RoundLengths
+from aggregation_server.requests import Admission, Caller, DeniedError, LimitedError, ReportRequest, Request
 from aggregation_server.rounds import Phase, Round
 from aggregation_server.spool import Spool, SpoolError
 from aggregation_server.state import ServerState
-from aggregation_server.store import Ledger, Store
+from aggregation_server.store import Device, Ledger, Store
 from aggregation_server.task import Task
 from aggregation_server.tokens import Ticket, read_token
-from aggregation_server.turn import Checked, Reply, Turn, admitted
+from aggregation_server.turn import Checked, Denial, Reply, Turn, admitted
 from aggregation_server.validation import validated_evaluation, validated_update
 from device_runtime.bundle import Bundle, Manifest
 from device_runtime.errors import IntegrityError, UpdateError
@@ -53,6 +54,7 @@ class Coordinator:
         spool: holds the reports of the open round.
         clock: the server's.
         rng: of the selection, and of the retry windows' jitter.
+        limits: of each device's requests; None for no limit.
 
     Attributes:
         committing: whether a round has its reports, and waits to be committed.
@@ -68,6 +70,7 @@ class Coordinator:
         *,
         clock: ServerClock | None = None,
         rng: random.Random | None = None,
+        limits: RateLimits | None = None,
     ) -> None:
         self.bundle = bundle
         self.task = task
@@ -78,10 +81,12 @@ class Coordinator:
         manifest = bundle.manifest
         self.downlink = Downlink(manifest.tensors, manifest.model_id, task.downlink, task.seed)
         self._rng = rng or random.SystemRandom()
+        self._limits = limits
         self._counts = Counts()  # of what was answered without a turn
         self._counting = threading.Lock()
         self._loading = threading.Lock()
         self._most_predictions = _most_predictions(manifest, task)
+        self._pacing = threading.Lock()
         fleet = store.fleet()
         self.token_key = fleet.token_key
         store.claim_spool(spool.identity, spool.folder)
@@ -130,7 +135,8 @@ class Coordinator:
         """Answer a batch of requests in one transaction, and make the transitions that are due.
 
         Returns:
-            For each request its answer, `DeniedError` for a caller that is not known, or `StoreError` where the
+            For each request its answer, `DeniedError` for a caller that is not known, `LimitedError` for one that asks
+            too often, or `StoreError` where the
             database or the disk failed: then it changed nothing, and may be asked again.
         """
         asked = [request for request in requests if isinstance(request, Admission)]
@@ -170,7 +176,13 @@ class Coordinator:
         except StoreError as error:
             return [error] * len(asked)
         callers = [request.caller for request in asked]
-        return [admitted(caller, devices.get(caller.name)) or DeniedError(caller.name) for caller in callers]
+        return [self._admission(caller, devices.get(caller.name)) for caller in callers]
+
+    def _admission(self, caller: Caller, device: Device | None) -> Reply | Exception:
+        if not admitted(caller, device):
+            return DeniedError(caller.name)
+        wait = 0.0 if self._limits is None else self._limits.take(caller.name, self.clock.now())
+        return LimitedError(wait) if wait > 0 else True
 
     def _replies(self, requests: Sequence[Request]) -> list[Reply | Exception]:
         checked = {
@@ -211,8 +223,9 @@ class Coordinator:
                     complete,
                     self._configure,
                     self.retry_after,
+                    self._limits,
                 )
-                answers: list[Reply | DeniedError] = turn.answer(requests, checked)
+                answers: list[Reply | Denial] = turn.answer(requests, checked)
                 turn.finish(self.spool)
                 if current is None and turn.counts:  # nobody's round: it goes to the fleet's account
                     ledger.set_fleet(counts=asdict(ledger.fleet.counts + turn.counts))
@@ -225,8 +238,9 @@ class Coordinator:
         self.spool.keep()
         self.complete, after = complete, turn.round
         self._follow(after, now)
-        for _ in range(turn.accepted):  # they come back too
-            self._pace.arrived(now)
+        with self._pacing:
+            for _ in range(turn.accepted):  # they come back too
+                self._pace.arrived(now)
         self.committing = after is not None and after.phase is Phase.COMMITTING
         self._due = now + self._idle_seconds(after, now)
         return list(answers)
@@ -289,10 +303,19 @@ class Coordinator:
         Devices vary every wait by themselves, so that those that were rejected together do not come back together.
         """
         now = self.clock.now()
-        self._pace.arrived(now)
         running = self._running
         needed = None if running is None else self._lengths.next_selection(running.since, now, running.deadline)
-        return min(max(self._pace.window(now, needed), rest), _LONGEST_WAIT)
+        with self._pacing:
+            self._pace.arrived(now)
+            return min(max(self._pace.window(now, needed), rest), _LONGEST_WAIT)
+
+    def busy_seconds(self) -> int:
+        """Whole seconds of ``Retry-After``, for a caller whom the server is too busy for; in any thread.
+
+        Devices lengthen this wait by up to 20 % and never shorten it. So it is shortened here, for them to come back as
+        those that were rejected do.
+        """
+        return math.ceil(self.retry_after() * self._rng.uniform(1 - JITTER, 1))
 
     def _follow(self, after: Round | None, now: float) -> None:
         """Learn from how the open round stands, and from the end of the one before."""

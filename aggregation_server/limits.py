@@ -55,14 +55,20 @@ class RateLimits:
         Returns:
             0 where it is taken; else the seconds after which one would be. A request that is not taken costs nothing.
         """
-        full = max(self._full.get(key, self._forgotten), now) + self._interval
-        wait = full - self._depth - now
+        wait = self.wait(key, now)
         if wait > 0:
             return wait
-        self._full[key] = full
+        self._full[key] = self._full_again(key, now)
         self._full.move_to_end(key)
         self._forget(now)
         return 0.0
+
+    def wait(self, key: str, now: float) -> float:
+        """What `take` would return; nothing is taken."""
+        return max(self._full_again(key, now) - self._depth - now, 0.0)
+
+    def _full_again(self, key: str, now: float) -> float:
+        return max(self._full.get(key, self._forgotten), now) + self._interval
 
     def _forget(self, now: float) -> None:
         """Drop the oldest keys that are full again, at most two so that a call stays short, and what has no room."""

@@ -58,3 +58,15 @@ Request = CheckInRequest | ConfigurationRequest | ReportRequest | Admission
 
 class DeniedError(Exception):
     """The caller is not who it says, or may not do this any more; it is told no more than that."""
+
+
+class LimitedError(Exception):
+    """The caller has asked too often.
+
+    Args:
+        seconds: until its next request is taken.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the next request is taken in {seconds:.1f} s")
+        self.seconds = seconds

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import math
 import os
 import resource
 import signal
@@ -21,18 +23,22 @@ from aggregation_server.committer import Committer
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.desk import Desk
 from aggregation_server.enrolment import Enrolments
+from aggregation_server.quotas import Quotas, rate_limits
 from aggregation_server.spool import Spool
 from aggregation_server.store import Store
 from aggregation_server.task import Task
 from aggregation_server.web.app import create_app
 from aggregation_server.web.callers import Keys
+from aggregation_server.web.connections import Connections, bounded_protocol
 from device_runtime.bundle import Bundle
 from device_runtime.errors import InputError, NetworkError
 from device_runtime.weights import dump_weights
 
+logger = logging.getLogger(__name__)
+
+_OTHER_FILES = 512  # that the process has open, besides connections
 _SHUTDOWN_SECONDS = 5  # for requests in flight; a slow upload must not keep the server from ending
 _MOST_THREADS = 4  # of a commit; each takes as much memory as three models
-_KEEP_ALIVE_SECONDS = 75  # a device that waits for its round asks again on the same connection
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def serve(
     listening: Listening,
     announce: Callable[[str], None],
     anybody: bool = False,
+    quotas: Quotas | None = None,
 ) -> None:
     """Serve a task until SIGINT or SIGTERM.
 
@@ -84,6 +91,7 @@ def serve(
         listening: where.
         announce: called with the base URL, once requests are answered.
         anybody: whether devices enrol without a code; only where nobody else can reach the server.
+        quotas: what it takes from its callers; None for the default ones.
 
     Raises:
         NetworkError: the address can't be listened at.
@@ -94,28 +102,32 @@ def serve(
         raise InputError(
             f"{listening.host}: with --open-enrolment everybody could take part; it is for 127.0.0.1 alone"
         )
+    quotas = quotas or Quotas()
+    tls = None if listening.certificate is None else _tls(listening)
     manifest = bundle.manifest
+    connections = Connections(_room_for(quotas.connections), quotas.idle_seconds, quotas.slow_seconds)
     with closing(_listen(listening.host, listening.port)) as listener:
         initial = dump_weights(bundle.initial_weights(), manifest.tensors)
         with closing(Store(store_url, manifest.model_id, initial)) as store, closing(Spool(spool_folder)) as spool:
-            coordinator = Coordinator(bundle, task, store, spool)
+            coordinator = Coordinator(bundle, task, store, spool, limits=rate_limits(quotas.device_rate))
             desk = Desk(coordinator, Committer(coordinator, min(os.cpu_count() or 1, _MOST_THREADS)))
             config = uvicorn.Config(
-                create_app(desk, Enrolments(store, task, anybody), keys),
+                create_app(desk, Enrolments(store, task, anybody), keys, quotas),
                 log_config=None,  # whoever starts the server says what is logged, and how
+                http=bounded_protocol(connections),
+                timeout_keep_alive=math.ceil(quotas.idle_seconds) + 1,  # `connections` are sooner
+                proxy_headers=bool(quotas.trusted_proxies),
+                forwarded_allow_ips=list(quotas.trusted_proxies),
                 access_log=False,
                 server_header=False,
                 ws="none",
                 lifespan="on",
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             )
             config.load()
-            if listening.certificate is not None:
-                config.ssl = _tls(listening)
-            _allow_connections()
+            config.ssl = tls
             gc.freeze()  # what is there now stays: looking for garbage in it would hold up all for a tenth of a second
-            _Server(config, lambda: announce(_base_url(listener, config.is_ssl))).run(sockets=[listener])
+            _Server(config, lambda: announce(_base_url(listener, tls is not None))).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -167,11 +179,21 @@ def _tls(listening: Listening) -> ssl.SSLContext:
     return context
 
 
-def _allow_connections() -> None:
-    """Have as many files open as the system lets this process; often only 1024 are allowed unless it asks."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _room_for(connections: int) -> int:
+    """How many connections there can be, after the limit on open files was raised as far as they need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        more = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+        if soft < wanted:
+            connections = max(soft - _OTHER_FILES, 1)
+            logger.warning(
+                "at most %d connections: this process may have no more than %d files open", connections, soft
+            )
+    return connections
 
 
 def _listen(host: str, port: int) -> socket.socket:

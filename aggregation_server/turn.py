@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from aggregation_server.history import Counts
+from aggregation_server.limits import RateLimits
 from aggregation_server.requests import (
     Caller,
     CheckInRequest,
     ConfigurationRequest,
     DeniedError,
+    LimitedError,
     ReportRequest,
     Request,
 )
@@ -29,6 +31,7 @@ from aggregation_server.tokens import Ticket, hashed, read_token, same, token_fo
 from device_runtime.messages import CheckInReply, Configuration, EvaluationReport, ReportReply
 
 Reply = CheckInReply | Configuration | ReportReply | bool
+Denial = DeniedError | LimitedError
 Checked = bytes | EvaluationReport | ReportReply
 """A report whose content is valid, as it is to be kept, or the refusal of one that is not."""
 
@@ -47,6 +50,7 @@ class Turn:
         complete: whether the task has had all its rounds.
         configure: makes the `Configuration` of a device in a round that has started.
         retry_after: seconds until a rejected device may check in again.
+        limits: of each device's requests; None for no limit.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Turn:
         complete: bool,
         configure: Callable[[Round, str, str, float], Configuration],
         retry_after: Callable[[float], float],
+        limits: RateLimits | None = None,
     ) -> None:
         self._ledger = ledger
         self._task = task
@@ -73,6 +78,7 @@ class Turn:
         self._complete = complete
         self._configure = configure
         self._retry_after = retry_after
+        self._limits = limits
         self._key = ledger.fleet.token_key
         self._devices: dict[str, Device] = {}
         self._standings: dict[tuple[int, str], Standing] = {}
@@ -84,7 +90,7 @@ class Turn:
         self._counted: dict[str, Checked] = {}
         self._seen: dict[str, str] = {}
 
-    def answer(self, requests: Sequence[Request], checked: dict[int, Checked]) -> list[Reply | DeniedError]:
+    def answer(self, requests: Sequence[Request], checked: dict[int, Checked]) -> list[Reply | Denial]:
         """Answer requests in their order; `finish` writes what they lead to.
 
         Args:
@@ -139,9 +145,14 @@ class Turn:
             return read_token(request.token, request.caller.name, self._key)
         return None
 
-    def _answered(self, request: Request, ticket: Ticket | None, checked: Checked | None) -> Reply | DeniedError:
-        if not admitted(request.caller, self._devices.get(request.caller.name)):
-            return DeniedError(request.caller.name)
+    def _answered(self, request: Request, ticket: Ticket | None, checked: Checked | None) -> Reply | Denial:
+        name = request.caller.name
+        if not admitted(request.caller, self._devices.get(name)):
+            return DeniedError(name)
+        # Only now: whoever does not know its secret can't use up what a device may ask.
+        wait = 0.0 if self._limits is None else self._limits.take(name, self._now)
+        if wait > 0:
+            return LimitedError(wait)
         if isinstance(request, CheckInRequest):
             return self._check_in(request)
         if isinstance(request, ConfigurationRequest):

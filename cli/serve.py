@@ -9,7 +9,7 @@ import click
 
 from cli.logs import log_to_stderr
 from cli.options import BUNDLE, client_work
-from cli.serve_options import listening_of, serve_options, task_of
+from cli.serve_options import listening_of, quotas_of, serve_options, task_of
 
 
 @click.command(short_help="Run the aggregation server.")
@@ -53,4 +53,5 @@ def serve(bundle: Path, **options: Any) -> None:
         listening,
         lambda url: click.echo(f"listening on {url}"),
         options["open_enrolment"],
+        quotas_of(options),
     )

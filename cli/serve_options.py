@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from aggregation_server.quotas import Quotas
     from aggregation_server.server import Listening
     from aggregation_server.task import Task
 
@@ -25,6 +26,23 @@ _LISTENING = (
     click.option("--tls-key", type=_FILE, help="Its private key, a PEM file."),
     click.option("--insecure", is_flag=True, help="Plain HTTP for other machines too: behind a proxy that speaks TLS."),
     click.option("--open-enrolment", is_flag=True, help="Devices need no code; for trials on this machine alone."),
+    click.option(
+        "--trusted-proxy",
+        "trusted_proxies",
+        metavar="ADDRESS",
+        multiple=True,
+        help="In front of this server; its X-Forwarded-For is believed. Can be given again.",
+    ),
+)
+_QUOTAS = (
+    click.option("--address-rate", default=200.0, show_default=True, help="Requests a second of one address; 0: any."),
+    click.option("--device-rate", default=20.0, show_default=True, help="Requests a second of one device; 0: any."),
+    click.option(
+        "--failure-rate", default=2.0, show_default=True, help="Refused callers a second of one address; 0: any."
+    ),
+    click.option("--connections", default=10_000, show_default=True, help="That are open at once."),
+    click.option("--idle-seconds", default=75.0, show_default=True, help="That a connection may wait for a request."),
+    click.option("--slow-seconds", default=20.0, show_default=True, help="That an upload or download may stand still."),
 )
 _LOG = (click.option("--log-json", is_flag=True, help="Log one JSON object a line on standard error."),)
 _STATE = (
@@ -85,7 +103,7 @@ _REPORTS = (
 
 def serve_options(function: _Function) -> _Function:
     """All of them, but for those of the client's work."""
-    for option in reversed((*_LISTENING, *_LOG, *_STATE, *_ROUNDS, *_REPORTS)):
+    for option in reversed((*_LISTENING, *_QUOTAS, *_LOG, *_STATE, *_ROUNDS, *_REPORTS)):
         function = option(function)
     return function
 
@@ -121,6 +139,18 @@ def task_of(options: Mapping[str, Any]) -> Task:
         bounds=Bounds(options["max_update_norm"], options["max_examples"]),
         **{name: options[name] for name in (*straight, "participation_seconds", "keep_versions")},
     )
+
+
+def quotas_of(options: Mapping[str, Any]) -> Quotas:
+    """How much the server's callers may ask.
+
+    Raises:
+        InputError: a figure or an address that can't be.
+    """
+    from aggregation_server.quotas import Quotas
+
+    names = ("address_rate", "device_rate", "failure_rate", "connections", "idle_seconds", "slow_seconds")
+    return Quotas(*(options[name] for name in (*names, "trusted_proxies")))
 
 
 def listening_of(options: Mapping[str, Any]) -> Listening:

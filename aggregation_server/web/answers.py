@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_json
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 BINARY = "application/octet-stream"
 FRESH = {"Cache-Control": "no-store"}
 IMMUTABLE = {"Cache-Control": "public, max-age=31536000, immutable"}  # addressed by content
+_CHUNK = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,26 @@ class ProblemError(Exception):
         return Response(to_json(self.problem), self.status, FRESH | self.headers, "application/json")
 
 
+class ContentResponse(Response):
+    """A file's bytes. They go out in chunks, each when its reader is ready for it, so that a slow one costs no copy."""
+
+    media_type = BINARY
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        size = len(self.body)
+        for start in range(0, max(size, 1), _CHUNK):
+            stop = start + _CHUNK
+            await send({"type": "http.response.body", "body": self.body[start:stop], "more_body": stop < size})
+
+
+def too_many(seconds: float) -> ProblemError:
+    """The answer to somebody who has asked for more than a fair share; `seconds` until the next request is taken."""
+    whole = math.ceil(seconds)
+    message = f"too many requests: the next one is taken in {whole} s"
+    return ProblemError(429, "too_many_requests", message, {"Retry-After": str(whole)})
+
+
 def json_answer(content: object, status: int = 200) -> Response:
     """A fresh answer."""
     return Response(to_json(content), status, FRESH, "application/json")
@@ -53,11 +76,11 @@ def json_answer(content: object, status: int = 200) -> Response:
 def part_answer(part: bytes, asked: range | None, size: int, headers: dict[str, str]) -> Response:
     """The answer to a request for a part of a content of `size` bytes, or for all of it."""
     if asked is None:
-        return Response(part, media_type=BINARY, headers=headers)
+        return ContentResponse(part, headers=headers)
     if not asked:
         return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
     where = {"Content-Range": f"bytes {asked.start}-{asked.stop - 1}/{size}"}
-    return Response(part, 206, media_type=BINARY, headers=headers | where)
+    return ContentResponse(part, 206, headers | where)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

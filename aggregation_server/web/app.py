@@ -25,8 +25,11 @@ from aggregation_server.desk import BusyError, Desk
 from aggregation_server.enrolment import Enrolments
 from aggregation_server.figures import Observer
 from aggregation_server.metrics import registry_of
+from aggregation_server.quotas import Quotas
 from aggregation_server.readiness import Readiness
-from aggregation_server.web.answers import ProblemError
+from aggregation_server.requests import LimitedError
+from aggregation_server.web.addresses import AddressLimits
+from aggregation_server.web.answers import ProblemError, too_many
 from aggregation_server.web.callers import Keys
 from aggregation_server.web.devices import DAILY, device_routes
 from aggregation_server.web.direct import Direct, endpoints_of
@@ -36,10 +39,9 @@ from aggregation_server.web.page import page_routes
 from aggregation_server.web.people import people_routes
 
 _STORE_RETRY_SECONDS = "2"
-_BUSY_RETRY_SECONDS = "10"
 
 
-def create_app(desk: Desk, enrolments: Enrolments, keys: Keys) -> FastAPI:
+def create_app(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas | None = None) -> FastAPI:
     """The application; the desk works for as long as it runs."""
 
     @asynccontextmanager
@@ -52,15 +54,21 @@ def create_app(desk: Desk, enrolments: Enrolments, keys: Keys) -> FastAPI:
     registry = registry_of(desk, observer)
     # No generated pages: they load scripts from elsewhere.
     app = FastAPI(title="pocketfed", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    devices = device_routes(desk, enrolments, keys)
+    quotas = quotas or Quotas()
+    devices = device_routes(desk, enrolments, keys, quotas)
     app.include_router(devices)
-    app.include_router(people_routes(desk, enrolments, keys, observer))
+    app.include_router(people_routes(desk, enrolments, keys, observer, quotas))
     app.include_router(monitoring_routes(Readiness(desk), registry, keys))
     app.include_router(page_routes(keys))
 
-    for kind, answer in _ANSWERS.items():
+    def busy(error: BusyError) -> Response:
+        return ProblemError(503, "busy", str(error), {"Retry-After": str(desk.coordinator.busy_seconds())}).answer()
+
+    answers = _ANSWERS | {BusyError: busy}
+    for kind, answer in answers.items():
         app.add_exception_handler(kind, _handler(answer))
-    app.add_middleware(Direct, endpoints=endpoints_of(devices, DAILY), answers=_ANSWERS)
+    app.add_middleware(Direct, endpoints=endpoints_of(devices, DAILY), answers=answers)
+    app.add_middleware(AddressLimits, quotas=quotas)
     # The one that is added last is the first to see a request.
     app.add_middleware(Measured, paths=DAILY, registry=registry)
     return app
@@ -75,15 +83,15 @@ def _store_failed(error: StoreError) -> Response:
     return ProblemError(503, "store", str(error), {"Retry-After": _STORE_RETRY_SECONDS}).answer()
 
 
-def _busy(error: BusyError) -> Response:
-    return ProblemError(503, "busy", str(error), {"Retry-After": _BUSY_RETRY_SECONDS}).answer()
+def _limited(error: LimitedError) -> Response:
+    return too_many(error.seconds).answer()
 
 
 _ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     ProblemError: ProblemError.answer,
     ClientDisconnect: _gone,
     StoreError: _store_failed,
-    BusyError: _busy,
+    LimitedError: _limited,
 }
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from starlette.requests import Request
 
+from aggregation_server.desk import BusyError
 from aggregation_server.web.answers import ProblemError
 
 _SLOWEST = 20_000  # bytes a second; a device on a worse line can't report a large model in a round anyway
-_GRACE_SECONDS = 10.0
 _BUSY_SECONDS = 10.0
 
 
@@ -28,7 +28,7 @@ class Memory:
         """Have `size` bytes within the context; first come, first served.
 
         Raises:
-            ProblemError: there were none for too long (status 503).
+            BusyError: there were none for too long.
         """
         size = min(size, self._size)  # a single body may be longer than all there is
         if self._queue or self._free < size:
@@ -54,7 +54,7 @@ class Memory:
                 self._queue = deque(one for one in self._queue if one[1] is not turn)
             self._serve()
             if isinstance(error, TimeoutError):
-                raise ProblemError(503, "busy", "too many uploads at once", {"Retry-After": "5"}) from None
+                raise BusyError("too many uploads at once") from None
             raise
 
     def _serve(self) -> None:
@@ -65,25 +65,67 @@ class Memory:
                 turn.set_result(None)
 
 
-async def read_body(request: Request, limit: int) -> bytes | None:
+class Readings:
+    """Whose bodies are being read: of each caller one at a time.
+
+    A later one takes the place of an earlier one, whose connection has broken most likely, unnoticed by this side.
+    """
+
+    def __init__(self) -> None:
+        self._clocks: dict[str, asyncio.Timeout] = {}
+
+    @contextmanager
+    def of(self, caller: str, clock: asyncio.Timeout) -> Iterator[None]:
+        """Within the context, a later body of this caller makes `clock` time out."""
+        earlier = self._clocks.get(caller)
+        if earlier is not None and not earlier.expired():
+            earlier.reschedule(0.0)
+        self._clocks[caller] = clock
+        try:
+            yield
+        finally:
+            if self._clocks.get(caller) is clock:
+                del self._clocks[caller]
+
+
+async def read_body(
+    request: Request, limit: int, slow_seconds: float, readings: Readings | None = None, caller: str = ""
+) -> bytes | None:
     """The body, or None where it is longer than `limit` bytes; no more than that is ever held.
+
+    Args:
+        request: whose.
+        limit: in bytes.
+        slow_seconds: that may go by without a byte of it, and that it may take altogether besides what its bytes take
+            on a slow line.
+        readings, caller: of a caller of whom one body at a time is read.
 
     Raises:
         ProblemError: it came too slowly (status 408).
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    size = int(declared) if declared.isdecimal() else limit
+    if size > limit:
         return None
     parts: list[bytes] = []
     length = 0
+    now = asyncio.get_running_loop().time
+    seconds = slow_seconds + size / _SLOWEST
+    end = now() + seconds
     try:
-        async with asyncio.timeout(_GRACE_SECONDS + limit / _SLOWEST):
-            async for chunk in request.stream():
-                parts.append(chunk)
-                length += len(chunk)
-                if length > limit:
-                    return None
+        async with asyncio.timeout(slow_seconds) as clock:
+            with nullcontext() if readings is None else readings.of(caller, clock):
+                async for chunk in request.stream():
+                    parts.append(chunk)
+                    length += len(chunk)
+                    if length > limit:
+                        return None
+                    if not clock.expired():
+                        clock.reschedule(min(end, now() + slow_seconds))
     except TimeoutError:
-        message = f"the body did not come within {_GRACE_SECONDS + limit / _SLOWEST:.0f} seconds"
+        message = (
+            f"the body did not come within {seconds:.0f} seconds, stood still for {slow_seconds:g}, or another one"
+            " of this caller took its place"
+        )
         raise ProblemError(408, "slow", message, {"Connection": "close"}) from None
     return b"".join(parts)

@@ -26,6 +26,7 @@ from starlette.responses import Response
 
 from aggregation_server.desk import Desk
 from aggregation_server.enrolment import Enrolments
+from aggregation_server.quotas import Quotas
 from aggregation_server.requests import (
     Admission,
     Caller,
@@ -35,8 +36,17 @@ from aggregation_server.requests import (
     ReportRequest,
 )
 from aggregation_server.validation import largest_update
-from aggregation_server.web.answers import BINARY, FRESH, IMMUTABLE, ProblemError, json_answer, part_answer, problems
-from aggregation_server.web.bodies import Memory, read_body
+from aggregation_server.web.answers import (
+    BINARY,
+    FRESH,
+    IMMUTABLE,
+    ContentResponse,
+    ProblemError,
+    json_answer,
+    part_answer,
+    problems,
+)
+from aggregation_server.web.bodies import Memory, Readings, read_body
 from aggregation_server.web.callers import Keys, caller_of, is_person, unknown_caller
 from aggregation_server.web.ranges import asked_range
 from device_runtime import messages
@@ -55,12 +65,13 @@ _NO_TOKEN = f"expected the header '{messages.TOKEN}: TOKEN', with the token of t
 _Message = TypeVar("_Message")
 
 
-def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
+def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas) -> APIRouter:
     """The routes, for callers that are enrolled."""
     router = APIRouter(tags=["devices"])
     coordinator = desk.coordinator
     largest = max(largest_update(coordinator.bundle.manifest.tensors), _LARGEST_MESSAGE)
     uploads = Memory(_UPLOADS)
+    readings = Readings()
 
     async def admit(request: Request) -> None:
         """Let pass a device, or a person."""
@@ -81,7 +92,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
         openapi_extra=_json_body(_ENROLMENT),
     )
     async def enrol(request: Request) -> Response:
-        message = await _message(request, _ENROLMENT, "enrolment")
+        message = await _message(request, _ENROLMENT, "enrolment", quotas.slow_seconds)
         reply = await desk.run(lambda: enrolments.enrol(message))
         return json_answer(reply.to_json(), 200 if reply.verdict == "enrolled" else 403)
 
@@ -96,7 +107,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
     )
     async def check_in(request: Request) -> Response:
         caller = caller_of(request)
-        message = await _message(request, _CHECK_IN, "check-in")
+        message = await _message(request, _CHECK_IN, "check-in", quotas.slow_seconds)
         reply = await _asked(desk, caller, CheckInRequest(caller, message))
         return json_answer(reply.to_json(), _CHECK_IN_STATUS.get(reply.reason, 200))
 
@@ -137,7 +148,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
         declared = request.headers.get("content-length", "")
         size = min(int(declared), largest) if declared.isdecimal() else largest
         async with uploads.taken(size):
-            body = await read_body(request, largest)
+            body = await read_body(request, largest, quotas.slow_seconds, readings, caller.name)
             if body is None:
                 message = f"an update for this model has at most {largest} bytes"
                 return _reported(coordinator.refuse("too_large", message))
@@ -172,7 +183,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys) -> APIRouter:
     async def latest_weights(request: Request) -> Response:
         # For people and scripts that want the fleet's result; devices are told the content hash that they need.
         await admit(request)
-        return Response(coordinator.state.data, media_type=BINARY, headers=FRESH)
+        return ContentResponse(coordinator.state.data, headers=FRESH)
 
     @router.get(messages.weights_path("{identity}"), responses=_CONTENT | problems(401, 404, 429, 503))
     async def weights(request: Request, identity: str) -> Response:
@@ -210,8 +221,8 @@ async def _asked(desk: Desk, caller: Caller, request: Any) -> Any:
         raise unknown_caller() from None
 
 
-async def _message(request: Request, kind: TypeAdapter[_Message], what: str) -> _Message:
-    body = await read_body(request, _LARGEST_MESSAGE)
+async def _message(request: Request, kind: TypeAdapter[_Message], what: str, slow_seconds: float) -> _Message:
+    body = await read_body(request, _LARGEST_MESSAGE, slow_seconds)
     if body is None:
         raise ProblemError(413, "too_large", f"an {what} has at most {_LARGEST_MESSAGE} bytes".replace("an c", "a c"))
     try:

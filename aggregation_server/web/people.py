@@ -22,6 +22,7 @@ from aggregation_server.desk import Desk
 from aggregation_server.enrolment import Enrolments
 from aggregation_server.figures import Observer
 from aggregation_server.operations import Operations
+from aggregation_server.quotas import Quotas
 from aggregation_server.status import status_of
 from aggregation_server.web.answers import ProblemError, json_answer, problems
 from aggregation_server.web.bodies import read_body
@@ -72,7 +73,7 @@ class DeviceName:
     client: str
 
 
-def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Observer) -> APIRouter:
+def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Observer, quotas: Quotas) -> APIRouter:
     """The routes, each for a role."""
     router = APIRouter(tags=["people"])
     operations = Operations(desk.coordinator)
@@ -119,7 +120,7 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
         )
         async def called(request: Request) -> Response:
             require_role(request, keys, "operator")
-            message = await _message(request, adapter)
+            message = await _message(request, adapter, quotas.slow_seconds)
             try:
                 answer = await desk.run(lambda: call(message)) or {}
             except InputError as error:
@@ -142,10 +143,10 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
     return router
 
 
-async def _message(request: Request, kind: TypeAdapter[_Message]) -> _Message:
+async def _message(request: Request, kind: TypeAdapter[_Message], slow_seconds: float) -> _Message:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise ProblemError(415, "not_json", "expected a body with Content-Type: application/json")
-    body = await read_body(request, _LARGEST_BODY)
+    body = await read_body(request, _LARGEST_BODY, slow_seconds)
     if body is None:
         raise ProblemError(413, "too_large", f"a body here has at most {_LARGEST_BODY} bytes")
     try:
