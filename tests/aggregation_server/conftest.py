@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregation_server.quotas import Quotas
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.enrolment import Enrolments
 from aggregation_server.rounds import RoundConfig
@@ -211,6 +212,7 @@ def start_server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
         keys: Keys = KEYS,
         listening: Listening | None = None,
         anybody: bool = True,
+        quotas: Quotas | None = None,
         **task: Any,
     ) -> Running:
         folder = tmp_path_factory.mktemp("server")
@@ -218,7 +220,7 @@ def start_server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
         receiver, sender = context.Pipe(duplex=False)
         listening = listening or Listening()
         places = (store_url, spool or folder / "spool", keys, listening)
-        arguments = (bundle, Task(config, **task), *places, sender.send, anybody)
+        arguments = (bundle, Task(config, **task), *places, sender.send, anybody, quotas)
         process = context.Process(target=serve, args=arguments)
         process.start()
         sender.close()

@@ -99,3 +99,12 @@ def test_a_new_key_waits_for_one_request_at_most_while_more_keys_than_there_is_r
             limits.take(f"attacker-{number}", float(second))
         waits.append(limits.take(f"honest-{second}", second + 0.5))
     assert max(waits) <= 1
+
+
+def test_asking_how_long_it_takes_takes_nothing() -> None:
+    limits = RateLimits(rate=1, burst=2)
+    for _ in range(10):
+        assert limits.wait("a", 0.0) == 0
+    assert len(limits) == 0
+    assert [limits.take("a", 0.0), limits.take("a", 0.0)] == [0, 0]
+    assert limits.wait("a", 0.5) == limits.take("a", 0.5) == 0.5
