@@ -25,8 +25,8 @@ class Quotas:
         connections: that are open at once.
         idle_seconds: that a connection may take from its beginning, or its last answer, until the next request's
             headers are complete.
-        slow_seconds: that a body may take, besides what its bytes take on a slow line; and that a reader of an answer
-            may let go by without reading.
+        slow_seconds: that a body may take, besides what its bytes take on a slow line; that a reader of an answer may
+            let go by without reading; and that the handshake of TLS may take.
         trusted_proxies: addresses or networks of proxies, whose word on a request's address is taken
             (``X-Forwarded-For``).
 

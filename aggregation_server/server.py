@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -127,15 +129,22 @@ def serve(
             config.load()
             config.ssl = tls
             gc.freeze()  # what is there now stays: looking for garbage in it would hold up all for a tenth of a second
-            _Server(config, lambda: announce(_base_url(listener, tls is not None))).run(sockets=[listener])
+            started = partial(announce, _base_url(listener, tls is not None))
+            _Server(config, quotas.slow_seconds, started).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, handshake_seconds: float, started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._handshake_seconds = handshake_seconds
         self._started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.ssl is not None:  # uvicorn leaves it at asyncio's minute
+            loop = asyncio.get_running_loop()
+            loop.create_server = partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=self._handshake_seconds
+            )
         await super().startup(sockets)
         self._started()
 
@@ -171,8 +180,14 @@ def _tls(listening: Listening) -> ssl.SSLContext:
     for path in (listening.certificate, listening.private_key):
         if not path.is_file():
             raise InputError(f"{path}: no such file; --tls-cert and --tls-key name PEM files")
+
+    def password() -> str:  # OpenSSL would ask for it at the terminal
+        raise InputError(
+            f"{listening.private_key}: the key is encrypted; give one that is not, which others can't read"
+        )
+
     try:
-        context.load_cert_chain(listening.certificate, listening.private_key)
+        context.load_cert_chain(listening.certificate, listening.private_key, password)
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise InputError(f"{listening.certificate}: can't be used with {listening.private_key}: {reason}") from None

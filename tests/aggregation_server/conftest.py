@@ -36,9 +36,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregation_server.quotas import Quotas
 from aggregation_server.coordinator import Coordinator
 from aggregation_server.enrolment import Enrolments
+from aggregation_server.quotas import Quotas
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import Listening, serve
 from aggregation_server.store import Store
