@@ -31,12 +31,14 @@ from aggregation_server.requests import LimitedError
 from aggregation_server.web.addresses import AddressLimits
 from aggregation_server.web.answers import ProblemError, too_many
 from aggregation_server.web.callers import Keys
+from aggregation_server.web.description import with_callers
 from aggregation_server.web.devices import DAILY, device_routes
 from aggregation_server.web.direct import Direct, endpoints_of
 from aggregation_server.web.measured import Measured
-from aggregation_server.web.monitoring import monitoring_routes
+from aggregation_server.web.monitoring import HEALTHY, READY, monitoring_routes
 from aggregation_server.web.page import page_routes
 from aggregation_server.web.people import people_routes
+from device_runtime import messages
 
 _STORE_RETRY_SECONDS = "2"
 
@@ -60,6 +62,8 @@ def create_app(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas | 
     app.include_router(people_routes(desk, enrolments, keys, observer, quotas))
     app.include_router(monitoring_routes(Readiness(desk), registry, keys))
     app.include_router(page_routes(keys))
+
+    app.openapi = with_callers(app, {messages.ENROL, HEALTHY, READY})  # type: ignore[method-assign]
 
     def busy(error: BusyError) -> Response:
         return ProblemError(503, "busy", str(error), {"Retry-After": str(desk.coordinator.busy_seconds())}).answer()

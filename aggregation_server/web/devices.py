@@ -113,7 +113,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas
 
     @router.get(
         messages.CONFIGURATION,
-        responses={200: {"model": messages.Configuration}, **problems(401, 429, 503)},
+        responses={200: {"model": messages.Configuration}, **problems(401, 403, 429, 503)},
         openapi_extra={"parameters": [_TOKEN_HEADER, _HOLDS]},
     )
     async def configuration(request: Request) -> Response:
@@ -226,7 +226,7 @@ async def _message(request: Request, kind: TypeAdapter[_Message], what: str, slo
     if body is None:
         raise ProblemError(413, "too_large", f"an {what} has at most {_LARGEST_MESSAGE} bytes".replace("an c", "a c"))
     try:
-        return kind.validate_json(body)
+        return kind.validate_json(body, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "body"

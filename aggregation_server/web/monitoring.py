@@ -22,11 +22,13 @@ def monitoring_routes(readiness: Readiness, registry: CollectorRegistry, keys: K
     """The routes; `HEALTHY` and `READY` are for everybody."""
     router = APIRouter(tags=["monitoring"])
 
-    @router.get(HEALTHY, responses={200: {"model": dict[str, str]}})
+    @router.get(HEALTHY, responses={200: {"model": dict[str, str]}, **problems(429)})
     async def healthy() -> Response:
         return json_answer({"status": "alive"})
 
-    @router.get(READY, responses={200: _READINESS, 503: _READINESS | {"description": "not ready; reasons says why"}})
+    not_ready = _READINESS | {"description": "not ready; reasons says why"}
+
+    @router.get(READY, responses={200: _READINESS, **problems(429), 503: not_ready})
     async def ready() -> Response:
         reasons = await readiness.reasons()
         return json_answer({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)

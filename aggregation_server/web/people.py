@@ -41,6 +41,8 @@ RELEASE = "/v1/release"
 CODES = "/v1/enrolment-codes"
 REVOKE = "/v1/revoke"
 _MOST_ROUNDS = 1000
+_MOST_DEVICES = 10_000
+_LARGEST_ID = 2**31 - 1
 _LARGEST_BODY = 4096
 _Message = TypeVar("_Message")
 
@@ -90,7 +92,7 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
     async def rounds(request: Request) -> Response:
         require_role(request, keys, "viewer")
         limit = _number(request, "limit", 100, 1, _MOST_ROUNDS)
-        before = _number(request, "before", None, 1, 2**31 - 1)
+        before = _number(request, "before", None, 1, _LARGEST_ID)
         assert limit is not None  # it has a default
         records = await run_in_threadpool(desk.coordinator.store.history, limit, before)
         return json_answer([record.to_json() for record in records])
@@ -98,7 +100,7 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
     @router.get(DEVICES, responses={200: {"model": list[dict[str, Any]]}, **looking}, openapi_extra=_AFTER)
     async def devices(request: Request) -> Response:
         require_role(request, keys, "viewer")
-        limit = _number(request, "limit", 1000, 1, 10_000)
+        limit = _number(request, "limit", 1000, 1, _MOST_DEVICES)
         assert limit is not None  # it has a default
         after = request.query_params.get("after", "")
         if after and not re.fullmatch(messages.CLIENT_NAME, after):
@@ -150,7 +152,7 @@ async def _message(request: Request, kind: TypeAdapter[_Message], slow_seconds: 
     if body is None:
         raise ProblemError(413, "too_large", f"a body here has at most {_LARGEST_BODY} bytes")
     try:
-        return kind.validate_json(body)
+        return kind.validate_json(body, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "body"
@@ -166,10 +168,15 @@ def _number(request: Request, name: str, otherwise: int | None, least: int, most
     return int(text)
 
 
-def _parameter(name: str, kind: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
+def _parameter(name: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
 
 
-_HISTORY = {"parameters": [_parameter("history", "integer")]}
-_PAGING = {"parameters": [_parameter("limit", "integer"), _parameter("before", "integer")]}
-_AFTER = {"parameters": [_parameter("limit", "integer"), _parameter("after", "string")]}
+def _whole(name: str, least: int, most: int) -> dict[str, Any]:
+    return _parameter(name, type="integer", minimum=least, maximum=most)
+
+
+_HISTORY = {"parameters": [_whole("history", 0, _MOST_ROUNDS)]}
+_PAGING = {"parameters": [_whole("limit", 1, _MOST_ROUNDS), _whole("before", 1, _LARGEST_ID)]}
+_NAME = _parameter("after", type="string", pattern=f"^({messages.CLIENT_NAME})?$")
+_AFTER = {"parameters": [_whole("limit", 1, _MOST_DEVICES), _NAME]}
