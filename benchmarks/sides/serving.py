@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from aggregation_server.quotas import Quotas
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import Listening, serve
 from aggregation_server.task import Task
@@ -22,7 +23,8 @@ def serve_here(bundle: Path, folder: Path, task: Task) -> None:
     """Serve a task on 127.0.0.1 to devices that need no code, and print the URL; all is kept in the folder."""
     keys = Keys(read_key(folder / "operator.key", "operator"), read_key(folder / "viewer.key", "viewer"))
     store = f"sqlite:///{folder / 'server.db'}"
-    serve(open_bundle(bundle), task, store, folder / "spool", keys, Listening(), _announce, anybody=True)
+    any_rate = Quotas(address_rate=0, device_rate=0, failure_rate=0)  # devices have one address here, and don't rest
+    serve(open_bundle(bundle), task, store, folder / "spool", keys, Listening(), _announce, True, any_rate)
 
 
 def _announce(url: str) -> None:

@@ -65,6 +65,8 @@ from tests.aggregation_server.fleet import Fleet, secret_of
 from tests.aggregation_server.running import KEYS, Running
 
 ENROLLED = "abcdef"  # names of devices in a new fleet of `make_fleet`
+UNLIMITED = Quotas(address_rate=0, device_rate=0, failure_rate=0)
+"""Tests have one address, and do in a second what devices do in a day."""
 SPECS = (TensorSpec("kernel", (3, 2)), TensorSpec("bias", (2,)))
 
 _IMPORTED_LATE = (
@@ -212,7 +214,7 @@ def start_server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
         keys: Keys = KEYS,
         listening: Listening | None = None,
         anybody: bool = True,
-        quotas: Quotas | None = None,
+        quotas: Quotas = UNLIMITED,
         **task: Any,
     ) -> Running:
         folder = tmp_path_factory.mktemp("server")
