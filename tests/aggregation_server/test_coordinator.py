@@ -46,7 +46,9 @@ def test_a_round_commits_w_plus_the_weighted_mean_delta(make_fleet: Make, bundle
     assert fleet.report("c", value=3.0, weight=3, loss=3.0) == ReportReply("accepted")
     assert fleet.coordinator.committing
     assert fleet.status()["phase"] == "committing"
-    assert fleet.commit()
+    assert fleet.committer.commit()
+    assert fleet.status()["phase"] == "selection", "of the round to come"
+    fleet.tick()
     assert not fleet.committer.commit()
     status = fleet.status()
     assert (status["committed_rounds"], status["round"], status["phase"]) == (1, 2, "selection")
