@@ -264,23 +264,27 @@ def test_a_queue_that_is_too_long_and_a_desk_that_ends_take_nobody(
     fleet = make_fleet()
     fleet.enrol("a")
     monkeypatch.setattr("aggregation_server.desk._LONGEST_QUEUE", 2)
-    release, message = threading.Event(), "^too many requests wait already$"
+    began, release, message = threading.Event(), threading.Event(), "^too many requests wait already$"
     desks = []
+
+    def hold() -> bool:
+        began.set()
+        return release.wait(20)
 
     async def work(desk: Desk) -> None:
         desks.append(desk)
-        held = asyncio.ensure_future(desk.run(release.wait))
-        while desk.length or held.done():
-            await asyncio.sleep(0)
-        waiting = [asyncio.ensure_future(desk.ask(Admission(caller("a")))) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        assert desk.length == 2
-        with pytest.raises(BusyError, match=message):
-            await desk.ask(Admission(caller("a")))
-        gone = waiting.pop()
-        gone.cancel()
-        release.set()
-        assert await held and await waiting.pop()
+        held = asyncio.ensure_future(desk.run(hold))
+        try:
+            assert await asyncio.to_thread(began.wait, 20)
+            gone, waiting = (asyncio.ensure_future(desk.ask(Admission(caller("a")))) for _ in range(2))
+            while desk.length < 2:
+                await asyncio.sleep(0)
+            with pytest.raises(BusyError, match=message):
+                await desk.ask(Admission(caller("a")))
+            gone.cancel()
+        finally:
+            release.set()
+        assert await held and await waiting
         assert await desk.ask(Admission(caller("a"))), "a caller that has gone does no harm"
 
     at_the_desk(fleet, work)

@@ -208,7 +208,7 @@ def test_a_file_that_is_no_database_is_refused_by_name(store_url: str, tmp_path:
         ("sqlite://", "sqlite: can't open the server's database: expected sqlite:///FILE or postgresql://…"),
         ("mysql://user:secret@host/db", "mysql: can't open the server's database: expected sqlite:///FILE or post"),
         ("postgresql://host:port/db", "postgresql: can't open the server's database: "),
-        ("nosql://user:secret@host/db", "nosql: can't open the server's database: Can't load plugin"),
+        ("nosql://user:secret@host/db", "nosql: can't open the server's database: expected sqlite:///FILE or post"),
     ],
 )
 def test_a_url_that_can_not_be_opened_is_refused(url: str, message: str) -> None:
