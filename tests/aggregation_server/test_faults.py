@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 from aggregation_server.committer import Committer
 from aggregation_server.database import StoreError
 from aggregation_server.desk import BusyError, Desk
-from aggregation_server.requests import Admission, CheckInRequest, DeniedError, ReportRequest
+from aggregation_server.requests import Admission, CheckInRequest, DeniedError, ReportRequest, Request
 from aggregation_server.spool import SpoolError
 from device_runtime.messages import CheckIn, CheckInReply, ReportReply
 from tests.aggregation_server.fleet import Fleet, caller
@@ -67,7 +67,7 @@ def test_a_database_that_fails_changes_nothing_and_says_so_to_each(
     fleet = make_fleet()
     fleet.join("a", "b", "c")
     before = fleet.status()
-    requests = [
+    requests: list[Request] = [
         ReportRequest(caller("a"), fleet.tokens["a"], make_report()),
         CheckInRequest(caller("d"), CheckIn("tiny", "d", "test")),
         ReportRequest(caller("b"), fleet.tokens["b"], make_report(weight=0)),
@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_is_said_to_who_reports_and_to_nobody_else(
     fleet = make_fleet()
     fleet.join("a", "b", "c")
     fleet.report("a")
-    requests = [
+    requests: list[Request] = [
         CheckInRequest(caller("d"), CheckIn("tiny", "d", "test")),
         ReportRequest(caller("b"), fleet.tokens["b"], make_report()),
         Admission(caller("a")),
