@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sqlalchemy import update
 
+from aggregation_server.database import StoreError
 from aggregation_server.requests import Admission, Caller, CheckInRequest, ConfigurationRequest, DeniedError
 from aggregation_server.rounds import Phase
+from aggregation_server.schema import WEIGHTS
 from aggregation_server.store import REMEMBERED
 from aggregation_server.tokens import Ticket, token_for
 from device_runtime.bundle import Bundle
@@ -46,7 +49,9 @@ def test_a_round_commits_w_plus_the_weighted_mean_delta(make_fleet: Make, bundle
     assert fleet.report("c", value=3.0, weight=3, loss=3.0) == ReportReply("accepted")
     assert fleet.coordinator.committing
     assert fleet.status()["phase"] == "committing"
-    assert fleet.commit()
+    assert fleet.committer.commit()
+    assert fleet.status()["phase"] == "selection", "of the round to come"
+    fleet.tick()
     assert not fleet.committer.commit()
     status = fleet.status()
     assert (status["committed_rounds"], status["round"], status["phase"]) == (1, 2, "selection")
@@ -389,6 +394,20 @@ def test_a_restart_goes_on_in_the_middle_of_a_round(make_fleet: Make, caplog: py
     assert fourth.commit()
     np.testing.assert_array_equal(kernel(fourth), start + 3)
     assert [record.number for record in fourth.history()] == [1, 2]
+
+
+@pytest.mark.parametrize(("data", "message"), [(None, "not there"), (b"0", "damaged in the database")])
+def test_a_server_whose_weights_are_gone_or_damaged_does_not_start(
+    make_fleet: Make, data: bytes | None, message: str
+) -> None:
+    fleet = make_fleet()
+    identity, name = fleet.status()["weights"], fleet.store.database.name
+    with fleet.store.database.transaction() as connection:
+        connection.execute(update(WEIGHTS).values(data=data))
+    fleet.close()
+    with pytest.raises(StoreError) as caught:
+        make_fleet()
+    assert str(caught.value) == f"{name}: the weights {identity[:16]}… are {message}"
 
 
 def test_commits_are_logged(make_fleet: Make, caplog: pytest.LogCaptureFixture) -> None:

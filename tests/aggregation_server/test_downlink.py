@@ -7,15 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from aggregation_server.coordinator import Coordinator
 from aggregation_server.downlink import DOWNLINKS, Downlink, Route
 from aggregation_server.server_optimizer import ServerOptimizer
 from aggregation_server.state import ServerState
 from device_runtime.encoded_weights import decoded_weights
 from device_runtime.errors import InputError, IntegrityError
-from device_runtime.messages import CheckIn
 from device_runtime.tensors import TensorSpec, Weights, sha256
 from device_runtime.weights import load_weights
+from tests.aggregation_server.fleet import Fleet
 
 SPECS = (TensorSpec("kernel", (300, 30)), TensorSpec("bias", (30,)))
 MODEL = "ab" * 16
@@ -160,31 +159,30 @@ def test_an_unknown_form_is_named_with_the_known_ones() -> None:
         Downlink(SPECS, MODEL, "zip", 0)
 
 
-def test_a_new_weight_that_no_codec_holds_abandons_the_round(
-    make_coordinator: Callable[..., Coordinator], make_report: Callable[..., bytes]
-) -> None:
-    coordinator = make_coordinator(goal_count=1, over_selection=1, downlink="q8")
-    reply = coordinator.check_in(CheckIn("tiny", "a", ""))
-    coordinator.report(reply.token, make_report(value=2.0**61))
-    (record,) = coordinator.status()["history"]
-    assert (record["outcome"], record["reason"]) == ("abandoned", "non_finite")
+def test_a_new_weight_that_no_codec_holds_abandons_the_round(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(goal_count=1, over_selection=1, downlink="q8")
+    fleet.run_round("a", value=2.0**61)
+    (record,) = fleet.history()
+    assert (record.outcome, record.reason) == ("abandoned", "non_finite")
 
 
-def test_the_coordinator_tells_a_device_the_way(
-    make_coordinator: Callable[..., Coordinator], make_report: Callable[..., bytes]
-) -> None:
-    coordinator = make_coordinator(goal_count=1, over_selection=1, downlink="q1", minimum_reports=1)
-    for number in (1, 2):
-        reply = coordinator.check_in(CheckIn("tiny", f"c{number}", ""))
-        coordinator.report(reply.token, make_report(value=0.5, round_number=number))
-    reply = coordinator.check_in(CheckIn("tiny", "late", ""))
-    current = coordinator.status()["weights"]
-    first = coordinator.status()["history"][0]["weights"]
-    configuration = coordinator.configuration(reply.token, first)
-    assert configuration.base == first
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_coordinator_tells_a_device_the_way(make_fleet: Callable[..., Fleet], restarted: bool) -> None:
+    fields = {"goal_count": 1, "over_selection": 1, "downlink": "q1"}
+    fleet = make_fleet(**fields)
+    for _ in range(2):
+        fleet.run_round("a", value=0.5)
+    if restarted:
+        fleet.close()
+        fleet = make_fleet(**fields)
+    fleet.join("b")
+    first, second = (record.weights for record in fleet.history())
+    configuration = fleet.configuration("b", first)
+    assert (configuration.base, configuration.weights) == (first, second)
     (identity,) = configuration.encoded
-    data = coordinator.encoded_weights(identity)
+    data = fleet.coordinator.encoded_weights(identity)
     assert data is not None and sha256(data) == identity
-    assert current not in (first, identity)
-    assert coordinator.configuration(reply.token).encoded == []
-    assert coordinator.encoded_weights("nothing") is None
+    assert second not in (first, identity)
+    assert fleet.configuration("b").encoded == []
+    assert fleet.configuration("b", second).encoded == [], "nothing is to be done"
+    assert fleet.coordinator.encoded_weights("nothing") is None
