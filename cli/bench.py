@@ -172,6 +172,41 @@ def bench_server(names: tuple[str, ...], quick: bool, out: Path | None, as_json:
     _report(results, out, as_json)
 
 
+@bench.command(name="server-kills", short_help="A server that is killed, with real devices.")
+@click.option("--kills", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
+@click.option("--devices", type=click.IntRange(min=1), default=4, show_default=True, help="Processes that train.")
+@click.option("--seed", default=0, show_default=True, help="Of the instants.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON into this file, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
+def bench_server_kills(kills: int, devices: int, seed: int, out: Path | None, as_json: bool) -> None:
+    """Kill a server with SIGKILL at random instants while devices train digits_mlp in its rounds.
+
+    In the end every report that a device was told to count must count once, no version may be made twice, and all
+    weights must be, bit for bit, those of a second run without kills. 100 kills take about ten minutes.
+    """
+    from benchmarks.server_kills import kill_servers, table_of
+    from cli.progress import round_progress
+    from device_runtime.errors import CheckFailedError
+
+    _require_writable(out)
+    with round_progress("killing", kills) as progress:
+        account = kill_servers(kills, devices, seed, progress)
+    if out is not None:
+        out.write_text(json.dumps(account.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(account.to_json())
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("", "", show_header=False)
+        for name, value in table_of(account):
+            table.add_row(name, value)
+        Console().print(table)
+    if account.faults:
+        raise CheckFailedError(f"after {kills} kills: {account.faults[0]} ({len(account.faults)} faults)")
+
+
 def _require_writable(out: Path | None) -> None:
     """Told before the minutes of measuring."""
     from device_runtime.errors import InputError

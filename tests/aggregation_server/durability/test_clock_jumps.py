@@ -116,7 +116,7 @@ def test_an_enrolment_code_is_good_for_its_hours_of_the_server_s_time(
     first, second = fleet.enrolments.new_codes(2, hours=1)
     monkeypatch.setattr(time, "time", lambda: 1.7e9 + 50 * YEAR)
     fleet.tick(3500.0)
-    assert fleet.enrolments.enrol(Enrolment(first, "a", secret_of("a"))).verdict == "enrolled"
+    assert fleet.enrolments.enrol(Enrolment(first, "new-1", secret_of("new-1"))).verdict == "enrolled"
     monkeypatch.setattr(time, "time", lambda: 0.0)
     fleet.tick(200.0)
-    assert fleet.enrolments.enrol(Enrolment(second, "b", secret_of("b"))).reason == "code"
+    assert fleet.enrolments.enrol(Enrolment(second, "new-2", secret_of("new-2"))).reason == "code"
