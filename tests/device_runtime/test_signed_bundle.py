@@ -15,7 +15,7 @@ from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNA
 from device_runtime.bundle_cache import BundleCache
 from device_runtime.cli import main
 from device_runtime.commands.options import TRUSTED_KEYS
-from device_runtime.errors import IntegrityError, NetworkError
+from device_runtime.errors import IntegrityError, TurnedAwayError
 from device_runtime.keys import key_id, public_path, write_key_pair
 from device_runtime.messages import bundle_path
 from device_runtime.server_client import ServerClient
@@ -231,7 +231,7 @@ def test_a_cached_bundle_is_checked_again(
 def test_a_server_that_does_not_say_whether_there_is_a_signature(fetch: Callable[..., Bundle], files: Files) -> None:
     files.failing = True
     for trusted in (TRUSTED, None):
-        with pytest.raises(NetworkError) as caught:
+        with pytest.raises(TurnedAwayError) as caught:
             fetch(trusted)
         assert str(caught.value) == f"{files.prefix}{MANIFEST_SIGNATURE}: the server answers with status 403"
 
