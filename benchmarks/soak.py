@@ -27,10 +27,10 @@ import numpy as np
 import uvloop
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.server import load
 from benchmarks.server.bundle import tensors_of, write_bundle
 from benchmarks.server.fleet import Device, enrolled, of_round, updates
 from benchmarks.server.http import Connection, request_head
-from benchmarks.server.load import status_of
 from benchmarks.server.process import Serving, server
 from device_runtime.tensors import model_id
 
@@ -151,13 +151,13 @@ async def soak(rounds: int, seed: int = 0) -> tuple[list[Sample], list[str]]:
         bundle = write_bundle(MODEL, Path(name))
         devices = enrolled(folder / f"pocketfed-{MODEL}.db", bundle, DEVICES)
         with server(bundle, folder, [*_OPTIONS, "--rounds", str(rounds)]) as serving:
-            lines = [await Connection.open(serving.url) for _ in range(DEVICES + 1)]
-            clients = [
-                asyncio.create_task(Client(device, line, bodies, ledger, random.Random(f"{seed}/{device.name}")).run())
-                for device, line in zip(devices, lines[1:], strict=True)
-            ]
-            samples = await _watched(serving, lines[0], asyncio.gather(*clients), rounds)
-            return samples, await _disagreements(serving, lines[0], ledger)
+            async with load.connections(serving.url, 1 + DEVICES) as (line, *lines):
+                clients = [
+                    Client(device, own, bodies, ledger, random.Random(f"{seed}/{device.name}"))  # noqa: S311 - no secret
+                    for device, own in zip(devices, lines, strict=True)
+                ]
+                samples = await _watched(serving, line, asyncio.gather(*(one.run() for one in clients)), rounds)
+                return samples, await _disagreements(serving, line, ledger)
 
 
 async def _watched(serving: Serving, line: Connection, clients: asyncio.Future[Any], rounds: int) -> list[Sample]:
@@ -166,7 +166,7 @@ async def _watched(serving: Serving, line: Connection, clients: asyncio.Future[A
     step = max(1, min(100, rounds // 20))
     while not clients.done():
         await asyncio.wait([clients], timeout=0.5)
-        done = (await status_of(serving, line))["committed_rounds"]
+        done = (await load.status_of(serving, line))["committed_rounds"]
         if not samples or done >= samples[-1].rounds + step or clients.done():
             size = sum(path.stat().st_size for path in serving.folder.glob("*.db*"))
             samples.append(Sample(done, serving.memory_mb, size / 1e6))
@@ -178,7 +178,7 @@ async def _watched(serving: Serving, line: Connection, clients: asyncio.Future[A
 
 async def _disagreements(serving: Serving, line: Connection, ledger: Ledger) -> list[str]:
     """What the server says otherwise than the devices heard it."""
-    counts = (await status_of(serving, line))["counts"]
+    counts = (await load.status_of(serving, line))["counts"]
     theirs = Counter({name: counts[name] for name in ("checked_in", "accepted", "reported", "late")}) + Counter(
         counts["refused"]
     )

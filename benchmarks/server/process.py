@@ -70,21 +70,22 @@ def reference(folder: Path) -> Iterator[Serving]:
 @contextmanager
 def _started(command: Sequence[str], folder: Path) -> Iterator[Serving]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
+    with (
+        (folder / "server.log").open("w") as log,
+        subprocess.Popen(
             dies_with_parent(command),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-        )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("listening on "):
-            raise BenchmarkError(f"the server did not come up: {(folder / 'server.log').read_text()[-500:]}")
-        yield Serving(line.removeprefix("listening on ").strip(), process.pid, folder)
-    finally:
-        process.terminate()
-        process.wait()
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith("listening on "):
+                raise BenchmarkError(f"the server did not come up: {(folder / 'server.log').read_text()[-500:]}")
+            yield Serving(line.removeprefix("listening on ").strip(), process.pid, folder)
+        finally:
+            process.terminate()

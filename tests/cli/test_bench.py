@@ -12,6 +12,7 @@ import pytest
 import benchmarks.codec
 import benchmarks.device
 import benchmarks.export
+import benchmarks.server.suite
 import benchmarks.simulate
 from benchmarks.result import Result
 from cli.main import main
@@ -52,6 +53,16 @@ SIMULATE_NAMES = (
 )
 
 
+SERVER_NAMES = (
+    "reports_per_second_mlp_q4",
+    "reports_per_second_cnn_q8",
+    "checkins_per_second",
+    "checkin_p99_ms",
+    "server_peak_mb",
+    "idle_connections",
+)
+
+
 def test_names_that_other_programs_rely_on(capsys: Capture) -> None:
     assert benchmarks.export.NAMES == NAMES
     assert main(["bench", "export", "--help"]) == 0
@@ -63,7 +74,7 @@ def test_the_page_on_performance_names_them_all() -> None:
     page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
     named = tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     # What each is, and what it measured; of the device's and the codec's both at once.
-    assert named == (*NAMES * 2, *benchmarks.device.NAMES, *CODEC_FAMILIES, *SIMULATE_NAMES)
+    assert named == (*NAMES * 2, *benchmarks.device.NAMES, *CODEC_FAMILIES, *SIMULATE_NAMES, *SERVER_NAMES)
 
 
 def test_names_of_the_simulation_s(capsys: Capture) -> None:
@@ -74,6 +85,22 @@ def test_names_of_the_simulation_s(capsys: Capture) -> None:
     assert main(["bench", "simulate", "mlp"]) == 2
     known = ", ".join(SIMULATE_NAMES)
     assert capsys.readouterr().err.strip() == f"pocketfed: unknown benchmark 'mlp'; known are {known}"
+
+
+def test_a_server_under_load_quickly(capsys: Capture) -> None:
+    assert benchmarks.server.suite.NAMES == SERVER_NAMES
+    assert main(["bench", "server", "--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"  {name} " in output for name in SERVER_NAMES)
+    assert main(["bench", "server", "reports"]) == 2
+    known = ", ".join(SERVER_NAMES)
+    assert capsys.readouterr().err.strip() == f"pocketfed: unknown benchmark 'reports'; known are {known}"
+    assert main(["bench", "server", SERVER_NAMES[0], "--quick", "--json"]) == 0
+    (reports,) = json.loads(capsys.readouterr().out)
+    assert (reports["name"], reports["unit"]) == (SERVER_NAMES[0], "1/s")
+    assert reports["reference"] == "a bare ASGI endpoint, write and fsync"
+    assert reports["value"] > 0
+    assert reports["note"].startswith("rounds of 50 reports of 102779 bytes, with their commit; of all turns ")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow_federated") is None, reason="TFF is not installed")
