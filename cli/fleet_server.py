@@ -69,7 +69,8 @@ class FleetServer:
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
-                raise InputError(f"{path}: can't read the {name}'s key: {error}") from None
+                reason = getattr(error, "strerror", None) or "it is no text"
+                raise InputError(f"{path}: can't read the {name}'s key: {reason}") from None
         raise InputError(
             f"{keys / f'{names[-1]}.key'}: no such file; --keys names the folder where 'pocketfed serve' keeps its keys"
         )

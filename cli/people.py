@@ -23,6 +23,9 @@ CODES = "/v1/enrolment-codes"
 REVOKE = "/v1/revoke"
 
 _PAGE = 1000
+# What a server takes at most; a test asks one.
+_MOST_CODES = 10_000
+_LONGEST_HOURS = 24 * 366
 
 
 @click.command(short_help="Show a server's rounds.")
@@ -68,12 +71,14 @@ def devices(server: str, keys: Path, ca_file: Path | None, insecure: bool, as_js
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("device", "state", "runtime", "enrolled", "seen", "reports")
     for device in found:
         seen = "" if device["seen"] is None else _clock(device["seen"])
+        runtime = Text(device["runtime"])  # the device's own words: no markup
         table.add_row(
-            device["name"], device["state"], device["runtime"], _clock(device["enrolled"]), seen, str(device["reports"])
+            device["name"], device["state"], runtime, _clock(device["enrolled"]), seen, str(device["reports"])
         )
     Console().print(table)
 
@@ -132,8 +137,16 @@ def release(server: str, keys: Path, ca_file: Path | None, insecure: bool, out: 
 
 @click.command(short_help="Make codes with which devices enrol.")
 @server_options
-@click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="Codes; a device uses up one.")
-@click.option("--hours", default=24.0, show_default=True, help="How long they can be used.")
+@click.option(
+    "--count", default=1, show_default=True, type=click.IntRange(1, _MOST_CODES), help="Codes; a device uses up one."
+)
+@click.option(
+    "--hours",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0, _LONGEST_HOURS, min_open=True),
+    help="How long they can be used.",
+)
 @click.option(
     "--client", metavar="NAME", help="Only for this name, also where it is taken: a device that lost its secret."
 )
@@ -174,7 +187,8 @@ def revoke(server: str, keys: Path, ca_file: Path | None, insecure: bool, client
 
 
 def _cells(record: dict[str, Any], released: int | None) -> list[str]:
-    version = f"{record['number']}{' (released)' if record['number'] == released else ''}"
+    made = record["outcome"] == "committed" and record["task"] != "evaluation"
+    version = f"{record['number']}{' (released)' if made and record['number'] == released else ''}"
     outcome = " ".join(filter(None, (record["outcome"], record["reason"])))
     numbers = [
         "" if record[name] is None else form.format(record[name])

@@ -112,7 +112,7 @@ class Transport:
         self._secure, self._host, self._port = _parsed(base_url)
         if not (self._secure or insecure or is_loopback(self._host)):
             raise InputError(
-                f"server {base_url!r}: what goes there without TLS can be read on the way, this device's secret too;"
+                f"server {base_url!r}: what goes there without TLS can be read on the way, the caller's secret too;"
                 " name an https:// server, or say --insecure"
             )
         self._timeout = timeout

@@ -253,7 +253,7 @@ def test_a_secret_goes_to_no_other_machine_without_tls(
     arguments = enrolling(url, tmp_path) if command == "enrol" else running(url, tmp_path, examples_file(5, 0))
     assert main(arguments) == 2
     assert one_line(capsys) == (
-        f"server {url!r}: what goes there without TLS can be read on the way, this device's secret too; name an"
+        f"server {url!r}: what goes there without TLS can be read on the way, the caller's secret too; name an"
         " https:// server, or say --insecure"
     )
     assert not (tmp_path / "rounds").exists()

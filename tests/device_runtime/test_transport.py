@@ -324,7 +324,7 @@ def test_without_tls_nothing_is_said_to_another_machine(host: str) -> None:
     with pytest.raises(InputError) as caught:
         Transport(url)
     assert str(caught.value) == (
-        f"server {url!r}: what goes there without TLS can be read on the way, this device's secret too; name an"
+        f"server {url!r}: what goes there without TLS can be read on the way, the caller's secret too; name an"
         " https:// server, or say --insecure"
     )
     assert Transport(url, insecure=True).origin == url
