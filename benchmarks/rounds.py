@@ -24,6 +24,7 @@ import numpy as np
 
 import models
 from benchmarks.errors import BenchmarkError
+from benchmarks.kills import viewer
 from device_runtime.bundle import Bundle
 from device_runtime.examples import Examples
 from device_runtime.messages import LATEST_WEIGHTS, STATUS
@@ -88,7 +89,7 @@ class Fleet:
         options += ["--codec", codec, "--downlink", downlink, "--seed", str(seed), "--lr", str(LEARNING_RATE)]
         options += ["--epochs", "1", "--batch-size", "10"]
         with tempfile.TemporaryDirectory(dir=self._folder) as name, self._server(name, options) as url:
-            transport = Transport(url)
+            transport = Transport(url, caller=viewer(Path(name)))
             for number in range(1, limit + 1):
                 self._round(url, list(plan(number).reports), Path(name))
                 while json.loads(transport.request("GET", STATUS).body)["committed_rounds"] < number:
@@ -118,6 +119,7 @@ class Fleet:
     @contextmanager
     def _server(self, folder: str, options: Sequence[str]) -> Iterator[str]:
         arguments = [str(self.bundle.path), "--port", "0", "--db", f"sqlite:///{folder}/server.db", *options]
+        arguments += ["--spool", f"{folder}/spool", "--keys", folder, "--open-enrolment"]
         with (Path(folder) / "server.log").open("w") as log:
             process = subprocess.Popen(
                 dies_with_parent([str(Path(sys.executable).with_name("pocketfed")), "serve", *arguments]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kills import viewer
 from cli.fleet import server_process
 from device_runtime.bundle import Bundle
 from device_runtime.examples import load_examples
@@ -27,14 +28,16 @@ def test_a_device_takes_part_in_a_round(
     codec: str, device: Device, run: Run, digits_bundle: Bundle, examples_file: Path, tmp_path: Path
 ) -> None:
     task = ["--goal", "1", "--over-selection", "1", "--rounds", "1", "--retry-seconds", "0.1", "--codec", codec]
-    store = ["--db", f"sqlite:///{tmp_path / 'server.db'}", "--seed", str(TASK_SEED)]
+    store = ["--db", f"sqlite:///{tmp_path / 'server.db'}", "--spool", tmp_path / "spool", "--keys", tmp_path]
+    served = [str(each) for each in (digits_bundle.path, *task, *store, "--seed", TASK_SEED)]
     client = ["--client", "board-0", "--data", examples_file, "--cache", tmp_path / "cache"]
-    with server_process([str(digits_bundle.path), *task, *store], tmp_path / "server.log") as url:
+    with server_process(served, tmp_path / "server.log") as url:
         told = run(device.command("run", "--server", url, "--population", "digits_mlp", *client))
-        get = Transport(url)
+        get = Transport(url, caller=viewer(tmp_path))
         status = json.loads(get.request("GET", STATUS, limit=1 << 20).body)
         committed = get.request("GET", LATEST_WEIGHTS, limit=1 << 20).body
-    assert told.splitlines()[0].startswith("round 1: reported (loss ")
+    assert told.splitlines()[0] == "enrolled as 'board-0'"
+    assert told.splitlines()[1].startswith("round 1: reported (loss ")
     assert told.splitlines()[-1] == "the task is complete"
     (entry,) = status["history"]
     assert (entry["outcome"], entry["clients"], entry["examples"]) == ("committed", 1, 23)

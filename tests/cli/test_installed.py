@@ -26,7 +26,8 @@ def test_an_older_bundle_of_the_server(
     installation.install(digits_bundle.path)
     installation.install(digits_2.path)
     program = str(Path(sys.executable).with_name("pocketfed-device"))
-    serve = [str(digits_bundle.path), "--goal", "1", "--over-selection", "1", "--rounds", "2"]
+    serve = [str(digits_bundle.path), "--goal", "1", "--over-selection", "1", "--rounds", "2", "--keys", str(tmp_path)]
+    serve += ["--db", f"sqlite:///{tmp_path / 'server.db'}", "--spool", str(tmp_path / "spool")]
 
     def run(url: str) -> subprocess.CompletedProcess[str]:
         arguments = ["run", "--server", url, "--population", "digits_mlp", "--client", "a", "--data", str(data)]
@@ -35,15 +36,16 @@ def test_an_older_bundle_of_the_server(
             [program, *arguments], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False
         )
 
-    with server_process([*serve, "--db", f"sqlite:///{tmp_path / 'server.db'}"], tmp_path / "log") as url:
+    with server_process(serve, tmp_path / "log") as url:
         refused = run(url)
-        assert (refused.returncode, refused.stdout) == (4, "")
+        assert (refused.returncode, refused.stdout) == (4, "enrolled as 'a'\n")
         assert refused.stderr == (
             f"pocketfed-device: the server's bundle is digits_mlp version 1, older than {Release.of(digits_2)}, which"
             f" is installed in {root}; serve that or a newer one, or go back here with --rollback\n"
         )
         for path in cache.iterdir():
-            path.rename(tmp_path / path.name)  # so that it would have to be downloaded again
+            if path.name != "rounds":
+                path.rename(tmp_path / path.name)  # so that it would have to be downloaded again
         installation.rollback()
         taken = run(url)
         assert (taken.returncode, taken.stderr) == (0, "")
