@@ -274,10 +274,11 @@ class Coordinator:
         ticket = self.ticket(request.token, request.caller.name)
         if ticket is None:
             return ReportReply("refused", "unknown_token", "no round of this server gave out this token")
+        manifest = self.bundle.manifest
         try:
             if ticket.task == "evaluation":
-                return validated_evaluation(request.body, ticket.round_number, self._most_predictions)
-            validated_update(request.body, self.bundle.manifest, ticket.round_number, self.task.bounds)
+                return validated_evaluation(request.body, manifest.metric, ticket.round_number, self._most_predictions)
+            validated_update(request.body, manifest, ticket.round_number, self.task.bounds)
         except UpdateError as error:
             return ReportReply("refused", error.reason, str(error))
         return request.body

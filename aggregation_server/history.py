@@ -69,7 +69,8 @@ class RoundRecord:
         task: ``training``, ``evaluation``, or ``rollback`` where an operator made an earlier version the latest.
         reason: of an abandonment, a short word; of a rollback, which version it went back to.
         loss: mean loss over all examples of the clients' steps, or of the evaluation's test examples; or None.
-        accuracy: of an evaluation, the share of right predictions.
+        accuracy: of an evaluation, the mean of the model's metric: the share of right predictions, or of a model that
+            predicts numbers, the mean absolute error.
         examples: Σ n_k of the reports aggregated; of an evaluation, predictions.
         cohort: devices that had a seat in it.
         clients: number of the reports aggregated.

@@ -23,6 +23,7 @@ def status_of(observer: Observer, history: int) -> dict[str, Any]:
             "population": coordinator.population,
             "model": manifest.name,
             "model_id": manifest.model_id,
+            "metric": manifest.metric,
             "bundle": coordinator.bundle.identity,
             "work": task.work.to_json(),
             "seed": task.seed,

@@ -99,11 +99,12 @@ def norm_of(update: EncodedUpdate) -> float:
     return math.sqrt(squares)
 
 
-def validated_evaluation(body: bytes, round_number: int, most: int) -> EvaluationReport:
+def validated_evaluation(body: bytes, metric: str, round_number: int, most: int) -> EvaluationReport:
     """Read the report of an evaluation, JSON, and check all that can be checked without knowing the other reports.
 
     Args:
         body: as it came; keys that are not a report's are passed over.
+        metric: the manifest's; what is summed up in `correct`.
         round_number: the round that the report's token belongs to.
         most: predictions that a device may say it has looked at.
 
@@ -120,7 +121,9 @@ def validated_evaluation(body: bytes, round_number: int, most: int) -> Evaluatio
         raise UpdateError("weight", f"evaluation: count should be from 1 to {most}, not {count}")
     if not (math.isfinite(correct) and math.isfinite(loss_sum)):
         raise UpdateError("non_finite", "evaluation: correct and loss_sum should be finite numbers")
-    if not 0 <= correct <= count:
+    if correct < 0 and metric != "accuracy":  # an error's sum has no other bound
+        raise UpdateError("format", f"evaluation: correct should be at least 0, not {correct:g}")
+    if metric == "accuracy" and not 0 <= correct <= count:
         raise UpdateError("format", f"evaluation: correct should be from 0 to count, {count}, not {correct:g}")
     return EvaluationReport(number, count, correct, loss_sum)
 

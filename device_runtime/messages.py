@@ -57,9 +57,9 @@ class Enrolment(_Message):
         secret: printable ASCII, of at least `SHORTEST_SECRET` characters; the server keeps its SHA-256.
     """
 
-    code: str
+    code: str = field(repr=False)
     client: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class EvaluationReport(_Message):
     Attributes:
         round_number: of the configuration.
         count: predictions that were looked at, at least 1.
-        correct: those that were right, by the model's metric; from 0 to `count`.
+        correct: those that were right, from 0 to `count`; of a model with another metric than accuracy, its sum.
         loss_sum: sum of their losses.
     """
 

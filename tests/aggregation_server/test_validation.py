@@ -159,17 +159,17 @@ def test_bounds_out_of_range_are_refused(fields: dict[str, float], message: str)
 EVALUATION = {"round_number": 3, "count": 10, "correct": 7, "loss_sum": 4.5}
 
 
-def evaluation_refusal(body: bytes) -> tuple[str, str]:
+def evaluation_refusal(body: bytes, metric: str = "accuracy") -> tuple[str, str]:
     with pytest.raises(UpdateError) as caught:
-        validated_evaluation(body, 3, 1000)
+        validated_evaluation(body, metric, 3, 1000)
     return caught.value.reason, str(caught.value)
 
 
 def test_a_valid_evaluation_comes_through_unchanged() -> None:
     report = EvaluationReport(3, 10, 7.5, 4.25)
-    assert validated_evaluation(json.dumps(report.to_json()).encode(), 3, 10) == report
+    assert validated_evaluation(json.dumps(report.to_json()).encode(), "accuracy", 3, 10) == report
     later = EVALUATION | {"what a later device says": [1]}
-    assert validated_evaluation(json.dumps(later).encode(), 3, 10) == EvaluationReport(3, 10, 7.0, 4.5)
+    assert validated_evaluation(json.dumps(later).encode(), "accuracy", 3, 10) == EvaluationReport(3, 10, 7.0, 4.5)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,14 @@ def test_an_evaluation_that_is_refused(body: bytes | dict[str, object], expected
     assert evaluation_refusal(data) == expected
 
 
+def test_an_error_s_sum_may_be_larger_than_the_count() -> None:
+    report = EvaluationReport(3, 10, 73.5, 4.25)
+    assert validated_evaluation(json.dumps(report.to_json()).encode(), "mean_absolute_error", 3, 10) == report
+    body = json.dumps(EVALUATION | {"correct": -0.5}).encode()
+    message = "evaluation: correct should be at least 0, not -0.5"
+    assert evaluation_refusal(body, "mean_absolute_error") == ("format", message)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -213,7 +221,7 @@ JSON = st.recursive(
 def test_any_fields_and_any_bytes_are_an_evaluation_or_refused(fields: dict[str, object], raw: bytes) -> None:
     for body in (json.dumps(EVALUATION | fields).encode(), json.dumps(fields).encode(), raw):
         try:
-            report = validated_evaluation(body, 3, 1000)
+            report = validated_evaluation(body, "accuracy", 3, 1000)
         except UpdateError as error:
             assert error.reason in {"format", "wrong_round", "weight", "non_finite"}
         else:
