@@ -27,7 +27,7 @@ from device_runtime.codec.total import Total
 from device_runtime.tensors import FloatArray
 
 _ROWS = 4
-_LOW, _HIGH = np.uint8(0x0F), np.uint8(0xF0)
+_NIBBLES = np.array([[0x0F], [0xF0]], np.uint8)
 
 
 class DitheredLevels:
@@ -97,8 +97,7 @@ class DitheredLevels:
             else:
                 packed = np.frombuffer(payload, np.uint8, -(-part.size // 2), place // 2)
                 if part.size == values.size:
-                    values[: packed.size] = packed & _LOW
-                    values[packed.size :] = packed & _HIGH
+                    values.reshape(2, -1)[:] = packed & _NIBBLES
                 else:  # the codes of high bits begin within a row
                     values[: part.size] = unpack_nibbles(packed, part.size)
                     rows[1] = rows[0]
