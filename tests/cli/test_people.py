@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,13 @@ from aggregation_server.web import people as web
 from cli import people, serve_options
 from cli.fleet import server_process
 from cli.main import main
-from device_runtime import codec, messages
+from device_runtime import messages
 from device_runtime.bundle import Bundle
-from device_runtime.update import ClientUpdate
 from device_runtime.weights import load_weights
 from tests.device_runtime.authority import Authority
+from tests.serving import QUICK, RUNTIME, SECRET, take_part
 
 Capture = pytest.CaptureFixture[str]
-SECRET = "s" * 43
-RUNTIME = "none [/b] [red]0"  # a device says what it likes: no markup
 CODE = re.compile(r"[\w-]{24}")
 COMMANDS = ("rounds", "devices", "pause", "resume", "rollback", "release", "enrol", "revoke")
 
@@ -53,8 +52,7 @@ def serve(digits_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Ca
     def start(*arguments: str) -> Any:
         keys = tmp_path_factory.mktemp("server")
         places = ["--db", f"sqlite:///{keys / 'server.db'}", "--spool", str(keys / "spool"), "--keys", str(keys)]
-        fast = ["--goal", "1", "--over-selection", "1", "--retry-seconds", "0.01", "--codec", "f32"]
-        return server_process([str(digits_bundle.path), *places, *fast, *arguments], keys / "log"), keys
+        return server_process([str(digits_bundle.path), *places, *QUICK, *arguments], keys / "log"), keys
 
     return start
 
@@ -68,32 +66,9 @@ def server(serve: Callable[..., Any]) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def train(digits_bundle: Bundle) -> Callable[..., str]:
-    """`train(server, name, loss)`: a device that is enrolled takes part in one round; the hash of what it makes."""
-    manifest = digits_bundle.manifest
-
-    def once(server: Served, name: str = "phone-0", loss: float = 0.25) -> str:
-        operator = ("operator", (server.keys / "operator.key").read_text().strip())
-        with httpx.Client(base_url=server.url, auth=(name, SECRET), trust_env=False, timeout=30) as device:
-            body: dict[str, Any] = {"code": "", "client": name, "secret": SECRET}
-            assert device.post(messages.ENROL, json=body, auth=None).status_code == 200
-            body = {"population": manifest.name, "client": name, "runtime": RUNTIME, "tasks": ["training"]}
-            while (reply := device.post(messages.CHECK_IN, json=body).json())["decision"] != "accept":
-                assert reply["decision"] == "reject", reply
-            token = {messages.TOKEN: reply["token"]}
-            while (work := device.get(messages.CONFIGURATION, headers=token).json())["state"] == "wait":
-                pass
-            delta = tuple(np.full([d or 0 for d in spec.shape], loss, np.float32) for spec in manifest.tensors)
-            update = ClientUpdate(delta, 10, work["round_number"], {"loss": loss})
-            report = codec.encode(update, manifest.tensors, manifest.model_id, "f32", 0)
-            assert device.post(messages.REPORT, content=report, headers=token).status_code == 200
-            while (status := device.get(messages.STATUS, auth=operator).json())["committed_rounds"] < reply[
-                "round_number"
-            ]:
-                pass
-        return str(status["weights"])
-
-    return once
+def train(server: Served, digits_bundle: Bundle) -> Callable[..., str]:
+    """`train(name, value)`: see `take_part`."""
+    return partial(take_part, server.url, digits_bundle, server.keys)
 
 
 def _one_line(capture: Capture) -> str:
@@ -128,7 +103,7 @@ def test_rounds_from_the_first_to_a_version_for_users(
     monkeypatch.setenv("COLUMNS", "160")
     assert server("rounds") == 0
     assert capsys.readouterr().out.splitlines()[-1] == ("round 1 (training): selection, 0 of 1 devices, 0 of 1 reports")
-    first, second = train(server), train(server, loss=0.125)
+    first, second = train(), train(value=0.125)
     weights = tmp_path / "released.safetensors"
     assert server("release", 1, "--out", weights) == 0
     assert capsys.readouterr().out == f"version 1 is released: {first}\nwrote {weights}\n"
@@ -181,7 +156,7 @@ def test_devices_come_with_a_code_and_go(
 
     assert [enrol(code, f"board-{number}") for number, code in enumerate(codes)] == [200] * 4
     assert enrol(codes[0], "board-4") == 403  # used
-    train(server, "phone-1")
+    train("phone-1")
     assert server("revoke", "board-0") == 0
     assert capsys.readouterr().out == "board-0 is revoked\n"
     assert server("devices", "--json") == 0
@@ -191,7 +166,8 @@ def test_devices_come_with_a_code_and_go(
     assert (devices["phone-1"]["state"], devices["phone-1"]["reports"]) == ("active", 1)
     assert server("devices") == 0
     rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
-    assert RUNTIME in rows["phone-1"] and "active" in rows["phone-1"] and "revoked" in rows["board-0"]
+    assert RUNTIME in rows["phone-1"]  # it is no markup
+    assert "active" in rows["phone-1"] and "revoked" in rows["board-0"]
 
     assert server("enrol", "--client", "board-0") == 0  # it comes back, with another secret
     (code,) = capsys.readouterr().out.splitlines()

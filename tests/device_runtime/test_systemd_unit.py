@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,11 +15,9 @@ import pytest
 from device_runtime import cli
 from device_runtime.bundle import Bundle
 from device_runtime.cli import main
+from tests.systemd import ANALYZE, analyze, confinement, exposure, needs_systemd, values, version
 
-ANALYZE = shutil.which("systemd-analyze")
 PROGRAM = Path(sys.executable).with_name("pocketfed-device")
-SANDBOX = Path(__file__).with_name("sandbox.py")
-needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is missing: install Debian's systemd")
 
 # What systemd counts against the unit, each with the reason why it is so. Exposure goes from 0 to 10.
 LARGEST_EXPOSURE = 1.5
@@ -45,15 +41,6 @@ def unit(tmp_path: Path) -> Path:
     path = tmp_path / "pocketfed-device.service"
     path.write_text(printed.stdout)
     return path
-
-
-def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
-    assert ANALYZE is not None
-    return subprocess.run([ANALYZE, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
-
-
-def values(unit: Path, key: str) -> list[str]:
-    return re.findall(rf"^{key}=(.*)$", unit.read_text(), re.MULTILINE)
 
 
 def test_every_command_and_option_in_the_unit_exists(unit: Path) -> None:
@@ -98,9 +85,8 @@ def test_no_exit_code_keeps_the_unit_down(unit: Path) -> None:
 
 @needs_systemd
 def test_systemd_finds_nothing_wrong(unit: Path) -> None:
-    version = int(re.findall(r"systemd (\d+)", analyze("--version").stdout)[0])
     verified = analyze("verify", unit)
-    ignored = {"RestartSteps", "RestartMaxDelaySec"} if version < 254 else set()
+    ignored = {"RestartSteps", "RestartMaxDelaySec"} if version() < 254 else set()
     told = {
         re.sub(r"^.*Unknown key (?:name )?'(\w+)' in section.*$", r"\1", line) for line in verified.stderr.splitlines()
     }
@@ -117,31 +103,9 @@ def test_a_wrong_unit_would_be_found(unit: Path) -> None:
 
 @needs_systemd
 def test_its_exposure_is_small_and_each_part_of_it_meant(unit: Path) -> None:
-    table = json.loads(analyze("security", "--offline=true", "--json=short", unit).stdout)
-    exposed = {row["json_field"] for row in table if row["exposure"] not in (None, "0.0")}
+    exposed, level = exposure(unit)
     assert exposed <= set(EXPOSED)
-    summary = analyze("security", "--offline=true", "--no-pager", unit).stdout
-    (level,) = re.findall(r"Overall exposure level for \S+ ([0-9.]+) ", summary)
-    assert float(level) <= LARGEST_EXPOSURE
-
-
-def allowed_calls(unit: Path) -> set[str]:
-    """Names of the system calls that the unit's filter lets through, as this systemd counts them."""
-    sets: dict[str, list[str]] = {}
-    for line in analyze("syscall-filter").stdout.splitlines():
-        if line.startswith("@"):
-            members = sets.setdefault(line.strip(), [])
-        elif line.startswith("    ") and not line.strip().startswith("#"):
-            members.append(line.strip())
-
-    def expand(name: str) -> set[str]:
-        return set().union(*map(expand, sets[name])) if name.startswith("@") else {name}
-
-    calls: set[str] = set()
-    for value in values(unit, "SystemCallFilter"):
-        named = set().union(*(expand(name) for name in value.lstrip("~").split()))
-        calls = calls - named if value.startswith("~") else calls | named
-    return calls | expand("@default")
+    assert level <= LARGEST_EXPOSURE
 
 
 @pytest.fixture
@@ -149,9 +113,7 @@ def confined(unit: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a program under the unit's filters of system calls, address families and executable memory."""
     if ANALYZE is None:
         pytest.skip("systemd-analyze is missing: install Debian's systemd")
-    assert values(unit, "MemoryDenyWriteExecute") == ["yes"]
-    families = [str(int(getattr(socket, name))) for name in values(unit, "RestrictAddressFamilies")[0].split()]
-    prefix = [sys.executable, SANDBOX, ",".join(sorted(allowed_calls(unit))), ",".join(families)]
+    prefix = confinement(unit)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in (*prefix, *arguments)]
