@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -155,9 +156,18 @@ def test_a_database_of_a_newer_server_is_refused(
     )
 
 
-def test_servers_that_start_at_once_on_an_empty_database_make_one_fleet(postgresql: Cluster, bundle: Bundle) -> None:
+def test_servers_that_start_at_once_on_an_empty_database_make_one_fleet(
+    postgresql: Cluster, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     initial = bundle.file(WEIGHTS).read_bytes()
-    url = postgresql.new_database()
+    url, together = postgresql.new_database(), Barrier(4)
+
+    def upgraded(engine: Engine) -> None:
+        together.wait(30)  # with the schema, and
+        upgrade(engine)
+        together.wait(30)  # with what is in it
+
+    monkeypatch.setattr("aggregation_server.database.upgrade", upgraded)
     with ThreadPoolExecutor(4) as threads:
         stores = list(threads.map(lambda _: Store(url, bundle.manifest.model_id, initial), range(4)))
     assert len({store.fleet().token_key for store in stores}) == 1
@@ -227,11 +237,10 @@ def test_weights_to_start_from_stay_once_devices_train_on_them(
     store.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_names_that_no_database_takes_are_nobody_s(
-    new_url: Callable[[str], str], start_server: Callable[..., Running], spool_folder: Path, kind: str
+    postgresql: Cluster, start_server: Callable[..., Running], spool_folder: Path
 ) -> None:
-    server = start_server(RoundConfig(2), new_url(kind), spool_folder)
+    server = start_server(RoundConfig(2), postgresql.new_database(), spool_folder)
     assert server.checked_in("a", runtime="nul \0 and \u2028").status_code == 200
     devices: list[dict[str, Any]] = server.viewer.get("/v1/devices").json()
     assert devices[0]["runtime"] == "nul  and "
