@@ -90,8 +90,7 @@ def test_a_database_from_before_is_carried_over(
         if not stamped:  # as it was before versions of the schema were written down
             connection.execute(text("DROP TABLE alembic_version"))
         for data in (initial, later):
-            row = {"sha256": sha256(data), "data": data}
-            connection.execute(text("INSERT INTO weights VALUES (:sha256, :data)"), row)
+            connection.execute(text("INSERT INTO weights VALUES (:a, :b)"), {"a": sha256(data), "b": data})
         nothing = {"seconds": 0.0, "reason": "", "loss": None, "examples": 0, "clients": 0, "counts": asdict(Counts())}
         abandoned = nothing | {"seconds": 60.0, "reason": "selection_timeout", "counts": asdict(counts)}
         committed = {"seconds": 9.5, "reason": "", "loss": 0.5, "examples": 30, "clients": 2, "counts": asdict(counts)}
@@ -100,13 +99,13 @@ def test_a_database_from_before_is_carried_over(
             (1, "abandoned", initial, abandoned),
             (1, "committed", later, committed),
         ):
-            row = {"number": number, "outcome": outcome, "weights": sha256(data), "details": json.dumps(details)}
+            row: dict[str, Any] = {"number": number, "outcome": outcome, "weights": sha256(data)}
             connection.execute(
                 text(
                     "INSERT INTO rounds (number, outcome, weights, model_id, started, ended, details)"
                     " VALUES (:number, :outcome, :weights, :model, 1.0e9, 1.1e9, :details)"
                 ),
-                row | {"model": bundle.manifest.model_id},
+                row | {"model": bundle.manifest.model_id, "details": json.dumps(details)},
             )
     engine.dispose()
     fleet = make_fleet(goal_count=2, over_selection=1, store_url=url)
