@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.aggregation_server.fleet import Fleet
 def undisturbed(bundle: Bundle, tmp_path: Path, make_report: Callable[..., bytes]) -> Callable[..., list[str]]:
     """`undisturbed(names, rounds, …)`: the weights' hashes after each round of these devices, in one server's life."""
 
-    def run(names: list[str], rounds: int, **task: str) -> list[str]:
+    def run(names: list[str], rounds: int, **task: Any) -> list[str]:
         config = RoundConfig(len(names), over_selection=1)
         url = f"sqlite:///{tmp_path / 'undisturbed.db'}"
         fleet = Fleet(bundle, Task(config, rounds=rounds, **task), url, tmp_path / "undisturbed", [0.0], make_report)

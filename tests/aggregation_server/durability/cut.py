@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+_COMMIT = b"\x0bCOMMIT\x00"  # the statement alone, with its length before it
+
 
 class Way:
     """A socket in a folder, behind which is another one.
@@ -44,7 +46,7 @@ class Way:
                     data = source.recv(1 << 16)
                     if not data:
                         return
-                    if source is client and b"COMMIT" in data and self.cut is not None:
+                    if source is client and data.endswith(_COMMIT) and self.cut is not None:
                         cut, self.cut = self.cut, None
                         if cut == "after":
                             server.sendall(data)

@@ -33,7 +33,9 @@ events = st.one_of(
 
 def played(bundle: Bundle, make_report: MakeReport, script: list[tuple[str, Any]], jumps: bool) -> list[Any]:
     """All that devices were told and all that became of the rounds, but for the times for people to read."""
-    wall, monotonic, told, tokens = [1.7e9], [50.0], [], {}
+    wall, monotonic = [1.7e9], [50.0]
+    told: list[Any] = []
+    tokens: dict[str, str] = {}
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(time, "time", lambda: wall[0])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -89,8 +90,7 @@ def test_a_database_from_before_is_carried_over(
         if not stamped:  # as it was before versions of the schema were written down
             connection.execute(text("DROP TABLE alembic_version"))
         for data in (initial, later):
-            row = {"sha256": sha256(data), "data": data}
-            connection.execute(text("INSERT INTO weights VALUES (:sha256, :data)"), row)
+            connection.execute(text("INSERT INTO weights VALUES (:a, :b)"), {"a": sha256(data), "b": data})
         nothing = {"seconds": 0.0, "reason": "", "loss": None, "examples": 0, "clients": 0, "counts": asdict(Counts())}
         abandoned = nothing | {"seconds": 60.0, "reason": "selection_timeout", "counts": asdict(counts)}
         committed = {"seconds": 9.5, "reason": "", "loss": 0.5, "examples": 30, "clients": 2, "counts": asdict(counts)}
@@ -99,13 +99,13 @@ def test_a_database_from_before_is_carried_over(
             (1, "abandoned", initial, abandoned),
             (1, "committed", later, committed),
         ):
-            row = {"number": number, "outcome": outcome, "weights": sha256(data), "details": json.dumps(details)}
+            row: dict[str, Any] = {"number": number, "outcome": outcome, "weights": sha256(data)}
             connection.execute(
                 text(
                     "INSERT INTO rounds (number, outcome, weights, model_id, started, ended, details)"
                     " VALUES (:number, :outcome, :weights, :model, 1.0e9, 1.1e9, :details)"
                 ),
-                row | {"model": bundle.manifest.model_id},
+                row | {"model": bundle.manifest.model_id, "details": json.dumps(details)},
             )
     engine.dispose()
     fleet = make_fleet(goal_count=2, over_selection=1, store_url=url)
@@ -155,9 +155,18 @@ def test_a_database_of_a_newer_server_is_refused(
     )
 
 
-def test_servers_that_start_at_once_on_an_empty_database_make_one_fleet(postgresql: Cluster, bundle: Bundle) -> None:
+def test_servers_that_start_at_once_on_an_empty_database_make_one_fleet(
+    postgresql: Cluster, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     initial = bundle.file(WEIGHTS).read_bytes()
-    url = postgresql.new_database()
+    url, together = postgresql.new_database(), Barrier(4)
+
+    def upgraded(engine: Engine) -> None:
+        together.wait(30)  # with the schema, and
+        upgrade(engine)
+        together.wait(30)  # with what is in it
+
+    monkeypatch.setattr("aggregation_server.database.upgrade", upgraded)
     with ThreadPoolExecutor(4) as threads:
         stores = list(threads.map(lambda _: Store(url, bundle.manifest.model_id, initial), range(4)))
     assert len({store.fleet().token_key for store in stores}) == 1
@@ -227,11 +236,10 @@ def test_weights_to_start_from_stay_once_devices_train_on_them(
     store.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_names_that_no_database_takes_are_nobody_s(
-    new_url: Callable[[str], str], start_server: Callable[..., Running], spool_folder: Path, kind: str
+    postgresql: Cluster, start_server: Callable[..., Running], spool_folder: Path
 ) -> None:
-    server = start_server(RoundConfig(2), new_url(kind), spool_folder)
+    server = start_server(RoundConfig(2), postgresql.new_database(), spool_folder)
     assert server.checked_in("a", runtime="nul \0 and \u2028").status_code == 200
     devices: list[dict[str, Any]] = server.viewer.get("/v1/devices").json()
     assert devices[0]["runtime"] == "nul  and "

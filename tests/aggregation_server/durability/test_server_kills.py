@@ -17,7 +17,7 @@ from tests.aggregation_server.durability.clients import Client
 from tests.aggregation_server.running import Running
 
 KILLS = 5
-ROUNDS = 25
+ROUNDS = 20
 NAMES = ["a", "b", "c", "d"]
 
 
