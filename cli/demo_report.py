@@ -10,8 +10,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tff_sim.experiments.figure import Line, accuracy_figure
-
 # Colour, line, width, and which lies above: what was expected of the fleet is drawn dashed on what it did.
 _STYLES = (("#8b949e", "-", 2.0, 1), ("#24292f", "--", 1.5, 3), ("#f0686b", "-", 5.0, 2))
 
@@ -94,6 +92,8 @@ def write_report(out: Path, curves: Sequence[Curve], summary: dict[str, Any]) ->
         curves: the simulation, the simulation of the fleet, and the fleet.
         summary: what ``summary.json`` holds.
     """
+    from tff_sim.experiments.figure import Line, accuracy_figure
+
     lines = [Line(curve.name, curve.accuracies, *style) for curve, style in zip(curves, _STYLES, strict=True)]
     figure = accuracy_figure(lines)
     figure.savefig(out / "accuracy.png", dpi=120)

@@ -58,6 +58,10 @@ class Callers:
             self._devices[name] = self.client((name, secret_of(name)))
         return self._devices[name]
 
+    def know(self, name: str) -> None:
+        """Call as a device that is enrolled already."""
+        self._devices[name] = self.client((name, secret_of(name)))
+
     def checked_in(self, name: str, **fields: Any) -> httpx.Response:
         """The answer to a device's check-in."""
         body = {"population": "tiny", "client": name, "runtime": "test", "tasks": ["training", "evaluation"]} | fields

@@ -29,6 +29,7 @@ sys.exit(code)
     [
         *("demo", "data", "simulate", "sweep", "reproduce", "worker", "export", "parity", "inspect"),
         *("keygen", "sign", "verify", "flash", "serve", "bench"),
+        *("enrol", "revoke", "devices", "rounds", "pause", "resume", "rollback", "release"),
     ],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +54,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"pocketfed, version {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["simulate"], ["sweep"], ["reproduce"]])
+@pytest.mark.parametrize("arguments", [[], ["simulate"], ["sweep"], ["reproduce"], ["serve"], ["enrol"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     run = subprocess.run(
         [sys.executable, "-c", COUNT_MODULES, *arguments],

@@ -1,4 +1,4 @@
-"""The container files: what a linter finds, and the server's image, whose content is put together here without an engine."""
+"""The container files: what a linter finds, and the server's image, put together here without an engine."""
 
 from __future__ import annotations
 
