@@ -20,7 +20,8 @@ _LOCK_SECONDS = 5.0
 # A server that hangs, or whose machine is gone, loses its locks after so long.
 _HUNG_SECONDS = 15
 _LONGEST_COMMIT_SECONDS = 300
-_POOL = {"pool_size": 5, "max_overflow": 45, "pool_timeout": _LOCK_SECONDS}
+# What was used last is used next: each connection has caches of its own.
+_POOL = {"pool_size": 5, "max_overflow": 45, "pool_timeout": _LOCK_SECONDS, "pool_use_lifo": True}
 # PostgreSQL's advisory locks.
 _COMMIT_LOCK = 0x706F_636B
 _START_LOCK = 0x706F_636C

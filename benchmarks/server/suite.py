@@ -57,7 +57,7 @@ class Sizes:
 
     turns: int = 5
     mlp: int = 1000
-    cnn: int = 200
+    cnn: int = 512
     check_ins: int = 2000
     rate: float = 750.0
     large: int = 10_000
