@@ -68,7 +68,7 @@ def take_part(
     verify = True if authority is None else ssl.create_default_context(cafile=authority)
     with httpx.Client(base_url=url, auth=(name, SECRET), trust_env=False, timeout=30, verify=verify) as device:
         body: dict[str, Any] = {"code": "", "client": name, "secret": SECRET}
-        assert device.post(messages.ENROL, json=body, auth=None).status_code == 200
+        assert device.post(messages.ENROL, json=body).status_code == 200
         body = {"population": manifest.name, "client": name, "runtime": RUNTIME, "tasks": ["training"]}
         while (reply := device.post(messages.CHECK_IN, json=body).json())["decision"] != "accept":
             assert reply["decision"] == "reject", reply

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from sqlalchemy import make_url
 
-from aggregation_server.tokens import read_key
+from aggregation_server.tokens import Role, read_key
 from aggregation_server.web.monitoring import HEALTHY, READY
 from cli.main import app
 from device_runtime.errors import InputError
@@ -123,7 +123,8 @@ def test_the_keys_of_a_secret_are_copied_so_that_the_server_takes_them(tmp_path:
     secret, keys = tmp_path / "secret", tmp_path / "keys"
     for folder in (secret, keys):
         folder.mkdir()
-    for role in ("operator", "viewer"):
+    roles: tuple[Role, ...] = ("operator", "viewer")
+    for role in roles:
         file = secret / f"{role}.key"
         file.write_text(f"{role}-".ljust(43, "k") + "\n")
         file.chmod(0o440)
@@ -132,5 +133,5 @@ def test_the_keys_of_a_secret_are_copied_so_that_the_server_takes_them(tmp_path:
     folders = {"/secret": str(secret), "/keys": str(keys)}
     command = [re.sub("^/(secret|keys)", lambda match: folders[match[0]], word) for word in copying["command"]]
     subprocess.run(command, check=True, timeout=60)
-    for role in ("operator", "viewer"):
+    for role in roles:
         assert read_key(keys / f"{role}.key", role) == f"{role}-".ljust(43, "k")
