@@ -21,13 +21,13 @@ from pathlib import Path
 
 import uvicorn
 
-from aggregation_server.committer import Committer
-from aggregation_server.coordinator import Coordinator
-from aggregation_server.desk import Desk
-from aggregation_server.enrolment import Enrolments
-from aggregation_server.quotas import Quotas, rate_limits
-from aggregation_server.spool import Spool
-from aggregation_server.store import Store
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.access.quotas import Quotas, rate_limits
+from aggregation_server.coordination.committer import Committer
+from aggregation_server.coordination.coordinator import Coordinator
+from aggregation_server.coordination.desk import Desk
+from aggregation_server.storage.spool import Spool
+from aggregation_server.storage.store import Store
 from aggregation_server.task import Task
 from aggregation_server.web.app import create_app
 from aggregation_server.web.callers import Keys

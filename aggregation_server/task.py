@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from aggregation_server.downlink import require_downlink
-from aggregation_server.robust import Aggregation
+from aggregation_server.aggregation.downlink import require_downlink
+from aggregation_server.aggregation.robust import Aggregation
+from aggregation_server.aggregation.server_optimizer import FED_AVG, ServerOptimizer
+from aggregation_server.aggregation.validation import UNBOUNDED, Bounds
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.server_optimizer import FED_AVG, ServerOptimizer
-from aggregation_server.validation import UNBOUNDED, Bounds
 from device_runtime.codec import require_codec
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
@@ -29,7 +29,7 @@ class Task:
         rounds: committed rounds after which the task is complete; None is endless.
         retry_seconds: for which a rejected device is told to wait at least; it varies that by ± 20 %.
         checkin_rate: check-ins a second that are wanted at most; rejected devices wait as long as it takes.
-        downlink: how new weights travel to the devices, one of `aggregation_server.downlink.DOWNLINKS`.
+        downlink: how new weights travel to the devices, one of `aggregation_server.aggregation.downlink.DOWNLINKS`.
         poll_seconds: when a waiting device is told to ask for its configuration again, at least, ± 20 %; large cohorts
             wait longer, for the same rate.
         evaluate_every: every so many versions, the fleet evaluates one on its own test examples; None is never.

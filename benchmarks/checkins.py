@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aggregation_server.pace import JITTER, PaceSteering, RoundLengths
+from aggregation_server.coordination.pace import JITTER, PaceSteering, RoundLengths
 from device_runtime.transport import RetryPolicy
 
 _RETRY = RetryPolicy()
@@ -54,7 +54,7 @@ class FixedWindows:
 
 
 class SteeredWindows:
-    """Those of `aggregation_server.pace`."""
+    """Those of `aggregation_server.coordination.pace`."""
 
     def __init__(self, pace: PaceSteering, rng: random.Random) -> None:
         self.pace, self._rng = pace, rng

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from aggregation_server.partial_sum import PartialSum
+from aggregation_server.aggregation.partial_sum import PartialSum
 from benchmarks import eden
 from benchmarks.deltas import CLIENTS, Federation, Task, load_task, real_deltas
 from benchmarks.exported import exported

@@ -14,8 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from aggregation_server.aggregate import PART
-from aggregation_server.pace import PaceSteering
+from aggregation_server.aggregation.aggregate import PART
+from aggregation_server.coordination.pace import PaceSteering
 from benchmarks.fleet_queue import Load, predicted, simulated
 
 _SIMULATED_REQUESTS = 50_000

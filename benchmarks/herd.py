@@ -5,7 +5,8 @@
 
 *Herd*: 100,000 devices come back within five seconds after an outage, to a server that answers 1,500 check-ins a
 second. *Handful*: 20 devices, for rounds that want 10 reports. How devices and server behave is in
-`benchmarks.checkins`; what a rejected device is told, `aggregation_server.pace` says, or a fixed window ± 20 % does.
+`benchmarks.checkins`; what a rejected device is told, `aggregation_server.coordination.pace` says, or a fixed window
+± 20 % does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aggregation_server.pace import PaceSteering
+from aggregation_server.coordination.pace import PaceSteering
 from aggregation_server.task import Task
 from benchmarks.checkins import FixedWindows, Log, Server, Simulation, SteeredWindows, Windows
 

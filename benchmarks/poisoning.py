@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregation_server.robust import Aggregation, aggregate_round
-from aggregation_server.state import ServerState
-from aggregation_server.validation import UNBOUNDED, Bounds, norm_of, validated_update
+from aggregation_server.aggregation.robust import Aggregation, aggregate_round
+from aggregation_server.aggregation.state import ServerState
+from aggregation_server.aggregation.validation import UNBOUNDED, Bounds, norm_of, validated_update
 from benchmarks.exported import exported
 from device_runtime.bundle import Bundle, open_bundle
 from device_runtime.codec import EncodedUpdate, UpdateHeader, codec_named, read_update, shaped, write_update

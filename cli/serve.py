@@ -36,8 +36,8 @@ def serve(bundle: Path, **options: Any) -> None:
     require_codec(options["codec"])
     opened = open_bundle(bundle)
 
+    from aggregation_server.access.tokens import read_key
     from aggregation_server.server import serve as run_server
-    from aggregation_server.tokens import read_key
     from aggregation_server.web.callers import Keys
 
     task, listening = task_of(options), listening_of(options)

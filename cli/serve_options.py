@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from aggregation_server.quotas import Quotas
+    from aggregation_server.access.quotas import Quotas
     from aggregation_server.server import Listening
     from aggregation_server.task import Task
 
@@ -114,11 +114,11 @@ def task_of(options: Mapping[str, Any]) -> Task:
     Raises:
         InputError: an option is out of range, or two do not go together.
     """
-    from aggregation_server.robust import Aggregation
+    from aggregation_server.aggregation.robust import Aggregation
+    from aggregation_server.aggregation.server_optimizer import ServerOptimizer
+    from aggregation_server.aggregation.validation import Bounds
     from aggregation_server.rounds import RoundConfig
-    from aggregation_server.server_optimizer import ServerOptimizer
     from aggregation_server.task import Task
-    from aggregation_server.validation import Bounds
     from device_runtime.work import ClientWork
 
     names = ("epochs", "batch_size", "learning_rate", "proximal", "seed", "codec")
@@ -147,7 +147,7 @@ def quotas_of(options: Mapping[str, Any]) -> Quotas:
     Raises:
         InputError: a figure or an address that can't be.
     """
-    from aggregation_server.quotas import Quotas
+    from aggregation_server.access.quotas import Quotas
 
     names = ("address_rate", "device_rate", "failure_rate", "connections", "idle_seconds", "slow_seconds")
     return Quotas(*(options[name] for name in (*names, "trusted_proxies")))

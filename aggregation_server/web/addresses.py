@@ -1,7 +1,7 @@
 """Requests of one address: so many a second, and fewer of those that are refused for who they come from.
 
 It stands before all that a request costs. What a device may ask for is counted elsewhere, when it has proved its name:
-nobody uses up what is another's (`aggregation_server.turn`).
+nobody uses up what is another's (`aggregation_server.coordination.turn`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aggregation_server.quotas import Quotas, rate_limits
+from aggregation_server.access.quotas import Quotas, rate_limits
 from aggregation_server.web.answers import too_many
 
 logger = logging.getLogger(__name__)

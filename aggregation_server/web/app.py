@@ -20,14 +20,14 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-from aggregation_server.database import StoreError
-from aggregation_server.desk import BusyError, Desk
-from aggregation_server.enrolment import Enrolments
-from aggregation_server.figures import Observer
-from aggregation_server.metrics import registry_of
-from aggregation_server.quotas import Quotas
-from aggregation_server.readiness import Readiness
-from aggregation_server.requests import LimitedError
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.access.quotas import Quotas
+from aggregation_server.coordination.desk import BusyError, Desk
+from aggregation_server.coordination.requests import LimitedError
+from aggregation_server.monitoring.figures import Observer
+from aggregation_server.monitoring.metrics import registry_of
+from aggregation_server.monitoring.readiness import Readiness
+from aggregation_server.storage.database import StoreError
 from aggregation_server.web.addresses import AddressLimits
 from aggregation_server.web.answers import ProblemError, too_many
 from aggregation_server.web.callers import Keys

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from starlette.requests import Request
 
-from aggregation_server.desk import BusyError
+from aggregation_server.coordination.desk import BusyError
 from aggregation_server.web.answers import ProblemError
 
 _SLOWEST = 20_000  # bytes a second; a device on a worse line can't report a large model in a round anyway

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from aggregation_server.enrolment import PEOPLE
-from aggregation_server.requests import Caller
-from aggregation_server.tokens import Role, same
+from aggregation_server.access.enrolment import PEOPLE
+from aggregation_server.access.tokens import Role, same
+from aggregation_server.coordination.requests import Caller
 from aggregation_server.web.answers import ProblemError
 
 _ASK = {"WWW-Authenticate": 'Basic realm="pocketfed", charset="UTF-8"'}

@@ -24,10 +24,11 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aggregation_server.desk import Desk
-from aggregation_server.enrolment import Enrolments
-from aggregation_server.quotas import Quotas
-from aggregation_server.requests import (
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.access.quotas import Quotas
+from aggregation_server.aggregation.validation import largest_update
+from aggregation_server.coordination.desk import Desk
+from aggregation_server.coordination.requests import (
     Admission,
     Caller,
     CheckInRequest,
@@ -35,7 +36,6 @@ from aggregation_server.requests import (
     DeniedError,
     ReportRequest,
 )
-from aggregation_server.validation import largest_update
 from aggregation_server.web.answers import (
     BINARY,
     FRESH,

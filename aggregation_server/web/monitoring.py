@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aggregation_server.readiness import Readiness
+from aggregation_server.monitoring.readiness import Readiness
 from aggregation_server.web.answers import FRESH, json_answer, problems
 from aggregation_server.web.callers import Keys, require_role
 

@@ -18,12 +18,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aggregation_server.desk import Desk
-from aggregation_server.enrolment import Enrolments
-from aggregation_server.figures import Observer
-from aggregation_server.operations import Operations
-from aggregation_server.quotas import Quotas
-from aggregation_server.status import status_of
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.access.quotas import Quotas
+from aggregation_server.coordination.desk import Desk
+from aggregation_server.coordination.operations import Operations
+from aggregation_server.monitoring.figures import Observer
+from aggregation_server.monitoring.status import status_of
 from aggregation_server.web.answers import ProblemError, json_answer, problems
 from aggregation_server.web.bodies import read_body
 from aggregation_server.web.callers import Keys, require_role

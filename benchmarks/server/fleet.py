@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import insert
 
+from aggregation_server.access.tokens import hashed
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.schema import DEVICES
-from aggregation_server.store import Store
-from aggregation_server.tokens import hashed
+from aggregation_server.storage.schema import DEVICES
+from aggregation_server.storage.store import Store
 from benchmarks.server.http import request_head
 from device_runtime import codec, messages
 from device_runtime.bundle import open_bundle

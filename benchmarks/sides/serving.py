@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-from aggregation_server.quotas import Quotas
+from aggregation_server.access.quotas import Quotas
+from aggregation_server.access.tokens import read_key
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import Listening, serve
 from aggregation_server.task import Task
-from aggregation_server.tokens import read_key
 from aggregation_server.web.callers import Keys
 from device_runtime.bundle import open_bundle
 from device_runtime.work import ClientWork

@@ -36,12 +36,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregation_server.coordinator import Coordinator
-from aggregation_server.enrolment import Enrolments
-from aggregation_server.quotas import Quotas
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.access.quotas import Quotas
+from aggregation_server.coordination.coordinator import Coordinator
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import Listening, serve
-from aggregation_server.store import Store
+from aggregation_server.storage.store import Store
 from aggregation_server.task import Task
 from aggregation_server.web.callers import Keys
 from device_runtime import codec

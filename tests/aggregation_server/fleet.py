@@ -8,17 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aggregation_server.clock import ServerClock
-from aggregation_server.committer import Committer
-from aggregation_server.coordinator import Coordinator
-from aggregation_server.enrolment import Enrolments
-from aggregation_server.figures import Observer
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.coordination.clock import ServerClock
+from aggregation_server.coordination.committer import Committer
+from aggregation_server.coordination.coordinator import Coordinator
+from aggregation_server.coordination.operations import Operations
+from aggregation_server.coordination.requests import (
+    Caller,
+    CheckInRequest,
+    ConfigurationRequest,
+    ReportRequest,
+    Request,
+)
 from aggregation_server.history import RoundRecord
-from aggregation_server.operations import Operations
-from aggregation_server.requests import Caller, CheckInRequest, ConfigurationRequest, ReportRequest, Request
-from aggregation_server.spool import Spool
-from aggregation_server.status import status_of
-from aggregation_server.store import Store
+from aggregation_server.monitoring.figures import Observer
+from aggregation_server.monitoring.status import status_of
+from aggregation_server.storage.spool import Spool
+from aggregation_server.storage.store import Store
 from aggregation_server.task import Task
 from device_runtime.bundle import Bundle
 from device_runtime.messages import CheckIn, CheckInReply, Configuration, Enrolment, EvaluationReport, ReportReply

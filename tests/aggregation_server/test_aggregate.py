@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregation_server.aggregate import PART, aggregate, in_order, merged, parts, sum_of
-from aggregation_server.partial_sum import PartialSum, Tally
+from aggregation_server.aggregation.aggregate import PART, aggregate, in_order, merged, parts, sum_of
+from aggregation_server.aggregation.partial_sum import PartialSum, Tally
 from device_runtime import codec
 from device_runtime.codec import EncodedUpdate
 from device_runtime.errors import IntegrityError

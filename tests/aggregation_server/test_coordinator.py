@@ -13,12 +13,18 @@ import numpy.typing as npt
 import pytest
 from sqlalchemy import update
 
-from aggregation_server.database import StoreError
-from aggregation_server.requests import Admission, Caller, CheckInRequest, ConfigurationRequest, DeniedError
+from aggregation_server.access.tokens import Ticket, token_for
+from aggregation_server.coordination.requests import (
+    Admission,
+    Caller,
+    CheckInRequest,
+    ConfigurationRequest,
+    DeniedError,
+)
 from aggregation_server.rounds import Phase
-from aggregation_server.schema import WEIGHTS
-from aggregation_server.store import REMEMBERED
-from aggregation_server.tokens import Ticket, token_for
+from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.ledger import REMEMBERED
+from aggregation_server.storage.schema import WEIGHTS
 from device_runtime.bundle import Bundle
 from device_runtime.messages import CheckIn, CheckInReply, ReportReply
 from device_runtime.weights import load_weights

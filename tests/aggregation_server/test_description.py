@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregation_server.quotas import Quotas
+from aggregation_server.access.quotas import Quotas
 from aggregation_server.rounds import RoundConfig
 from device_runtime import messages
 from tests.aggregation_server.fleet import secret_of

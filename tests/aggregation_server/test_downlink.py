@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from aggregation_server.downlink import DOWNLINKS, Downlink, Route
-from aggregation_server.server_optimizer import ServerOptimizer
-from aggregation_server.state import ServerState
+from aggregation_server.aggregation.downlink import DOWNLINKS, Downlink, Route
+from aggregation_server.aggregation.server_optimizer import ServerOptimizer
+from aggregation_server.aggregation.state import ServerState
 from device_runtime.encoded_weights import decoded_weights
 from device_runtime.errors import InputError, IntegrityError
 from device_runtime.tensors import TensorSpec, Weights, sha256

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import select, update
 
-from aggregation_server.enrolment import Enrolments
-from aggregation_server.requests import Admission, DeniedError
-from aggregation_server.schema import DEVICES, ENROLMENT_CODES
-from aggregation_server.tokens import hashed
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.access.tokens import hashed
+from aggregation_server.coordination.requests import Admission, DeniedError
+from aggregation_server.storage.schema import DEVICES, ENROLMENT_CODES
 from device_runtime.errors import InputError
 from device_runtime.messages import Enrolment, EnrolmentReply
 from tests.aggregation_server.conftest import ENROLLED

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine, event
 
-from aggregation_server.committer import Committer
-from aggregation_server.database import StoreError
-from aggregation_server.desk import BusyError, Desk
-from aggregation_server.requests import Admission, CheckInRequest, DeniedError, ReportRequest, Request
-from aggregation_server.spool import SpoolError
+from aggregation_server.coordination.committer import Committer
+from aggregation_server.coordination.desk import BusyError, Desk
+from aggregation_server.coordination.requests import Admission, CheckInRequest, DeniedError, ReportRequest, Request
+from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.spool import SpoolError
 from device_runtime.messages import CheckIn, CheckInReply, ReportReply
 from tests.aggregation_server.fleet import Fleet, caller
 
@@ -51,7 +51,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("aggregation_server.spool.os.fdatasync", fail)
+        patch.setattr("aggregation_server.storage.spool.os.fdatasync", fail)
         yield
 
 
@@ -242,7 +242,7 @@ def test_a_desk_goes_on_after_a_turn_and_a_commit_that_failed(
 
     monkeypatch.setattr(fleet.coordinator, "handle", broken)
     monkeypatch.setattr(Committer, "_outcome", failed)
-    monkeypatch.setattr("aggregation_server.desk._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("aggregation_server.coordination.desk._AGAIN_SECONDS", 0.05)
 
     async def work(desk: Desk) -> None:
         with pytest.raises(KeyError, match="a fault of the program"):
@@ -263,7 +263,7 @@ def test_a_queue_that_is_too_long_and_a_desk_that_ends_take_nobody(
 ) -> None:
     fleet = make_fleet()
     fleet.enrol("a")
-    monkeypatch.setattr("aggregation_server.desk._LONGEST_QUEUE", 2)
+    monkeypatch.setattr("aggregation_server.coordination.desk._LONGEST_QUEUE", 2)
     began, release, message = threading.Event(), threading.Event(), "^too many requests wait already$"
     desks = []
 

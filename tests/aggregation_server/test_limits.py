@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregation_server.limits import RateLimits
+from aggregation_server.access.limits import RateLimits
 from device_runtime.errors import InputError
 
 

@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from aggregation_server.committer import Committer
-from aggregation_server.desk import Desk
-from aggregation_server.figures import Observer
-from aggregation_server.metrics import PHASES, registry_of
+from aggregation_server.coordination.committer import Committer
+from aggregation_server.coordination.desk import Desk
+from aggregation_server.monitoring.figures import Observer
+from aggregation_server.monitoring.metrics import PHASES, registry_of
 from aggregation_server.rounds import RoundConfig
 from device_runtime.messages import EvaluationReport
 from tests.aggregation_server.fleet import Fleet

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from aggregation_server.committer import Committer
-from aggregation_server.desk import Desk
-from aggregation_server.readiness import Readiness
+from aggregation_server.coordination.committer import Committer
+from aggregation_server.coordination.desk import Desk
+from aggregation_server.monitoring.readiness import Readiness
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.spool import SpoolError
+from aggregation_server.storage.spool import SpoolError
 from aggregation_server.web.measured import Measured
 from aggregation_server.web.page import page_files
 from tests.aggregation_server.fleet import Fleet
@@ -91,7 +91,7 @@ def test_storage_that_hangs_is_not_waited_for_and_asked_once(
         time.sleep(0.5)
 
     monkeypatch.setattr(fleet.spool, "probe", hang)
-    monkeypatch.setattr("aggregation_server.readiness._PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("aggregation_server.monitoring.readiness._PATIENCE_SECONDS", 0.05)
 
     async def ask() -> list[list[str]]:
         desk = Desk(fleet.coordinator, Committer(fleet.coordinator))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import update
 
-from aggregation_server.schema import ROUNDS
+from aggregation_server.storage.schema import ROUNDS
 from device_runtime.errors import InputError
 from device_runtime.messages import CheckInReply, ReportReply
 from device_runtime.weights import load_weights

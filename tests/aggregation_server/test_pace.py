@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregation_server.pace import JITTER, PaceSteering, RoundLengths
+from aggregation_server.coordination.pace import JITTER, PaceSteering, RoundLengths
 from device_runtime.device_state import DeviceState
 from device_runtime.errors import InputError, NetworkError
 from device_runtime.participant import Outcome, Participant

@@ -10,7 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from aggregation_server.quotas import Quotas, rate_limits
+from aggregation_server.access.quotas import Quotas, rate_limits
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.web.addresses import AddressLimits, address_of
 from device_runtime import messages

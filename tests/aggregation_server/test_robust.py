@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregation_server.aggregate import aggregate
-from aggregation_server.robust import Aggregation, aggregate_round, deal
+from aggregation_server.aggregation.aggregate import aggregate
+from aggregation_server.aggregation.robust import Aggregation, aggregate_round, deal
 from device_runtime import codec
 from device_runtime.codec import EncodedUpdate
 from device_runtime.errors import InputError

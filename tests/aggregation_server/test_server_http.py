@@ -20,10 +20,10 @@ import httpx
 import numpy as np
 import pytest
 
+from aggregation_server.aggregation.validation import largest_update
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import Listening, serve
 from aggregation_server.task import Task
-from aggregation_server.validation import largest_update
 from aggregation_server.web.ranges import asked_range
 from device_runtime import messages
 from device_runtime.bundle import FILES, MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE, WEIGHTS, Bundle, open_bundle

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregation_server.server_optimizer import FED_AVG, SERVER_OPTIMIZERS, ServerOptimizer
-from aggregation_server.state import ServerState
+from aggregation_server.aggregation.server_optimizer import FED_AVG, SERVER_OPTIMIZERS, ServerOptimizer
+from aggregation_server.aggregation.state import ServerState
 from device_runtime.errors import InputError, IntegrityError
 from device_runtime.tensors import TensorSpec, Weights
 from device_runtime.weights import dump_weights

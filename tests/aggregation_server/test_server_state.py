@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aggregation_server.state import ServerState
+from aggregation_server.aggregation.state import ServerState
 from device_runtime.bundle import Bundle
 from device_runtime.errors import IntegrityError
 from device_runtime.tensors import TensorSpec, sha256

@@ -20,7 +20,7 @@ import httpx
 import pytest
 import uvicorn
 
-from aggregation_server.quotas import Quotas
+from aggregation_server.access.quotas import Quotas
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import _room_for
 from aggregation_server.web.answers import ContentResponse

@@ -12,11 +12,13 @@ import pytest
 from sqlalchemy import Engine, event, update
 from sqlalchemy.exc import OperationalError
 
-from aggregation_server.database import StoreError
 from aggregation_server.history import Counts, RoundRecord
 from aggregation_server.rounds import Phase, Round, RoundConfig
-from aggregation_server.schema import WEIGHTS
-from aggregation_server.store import REMEMBERED, Store, Version, is_conflict
+from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.ledger import REMEMBERED
+from aggregation_server.storage.rows import Version
+from aggregation_server.storage.schema import WEIGHTS
+from aggregation_server.storage.store import Store, is_conflict
 from device_runtime.bundle import Bundle
 from device_runtime.errors import InputError
 from device_runtime.tensors import sha256
@@ -131,7 +133,7 @@ def test_weights_that_were_damaged_in_the_database_are_not_used(open_store: Open
 def test_a_lock_of_another_program_is_one_line(
     open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aggregation_server.database._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("aggregation_server.storage.database._LOCK_SECONDS", 0.1)
     store = open_store()
     with closing(sqlite3.connect(tmp_path / "server.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from aggregation_server.quotas import Quotas
+from aggregation_server.access.quotas import Quotas
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import Listening, serve
 from aggregation_server.task import Task

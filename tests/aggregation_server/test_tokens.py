@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregation_server.clock import ServerClock
-from aggregation_server.requests import Caller
-from aggregation_server.tokens import Ticket, hashed, read_key, read_token, same, token_for
+from aggregation_server.access.tokens import Ticket, hashed, read_key, read_token, same, token_for
+from aggregation_server.coordination.clock import ServerClock
+from aggregation_server.coordination.requests import Caller
 from aggregation_server.web.callers import Keys
 from device_runtime.errors import InputError
 

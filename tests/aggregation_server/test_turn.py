@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, select
 
-from aggregation_server.requests import (
+from aggregation_server.access.tokens import Ticket, token_for
+from aggregation_server.coordination.requests import (
     Admission,
     Caller,
     CheckInRequest,
@@ -22,8 +23,7 @@ from aggregation_server.requests import (
     ReportRequest,
     Request,
 )
-from aggregation_server.schema import DEVICES, FLEET, PARTICIPANTS, ROUNDS, WEIGHTS
-from aggregation_server.tokens import Ticket, token_for
+from aggregation_server.storage.schema import DEVICES, FLEET, PARTICIPANTS, ROUNDS, WEIGHTS
 from device_runtime.messages import CheckIn, CheckInReply, ReportReply
 from tests.aggregation_server.fleet import Fleet, caller
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregation_server.validation import (
+from aggregation_server.aggregation.validation import (
     UNBOUNDED,
     Bounds,
     largest_update,

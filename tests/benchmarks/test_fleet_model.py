@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from aggregation_server.pace import PaceSteering
+from aggregation_server.coordination.pace import PaceSteering
 from benchmarks.fleet_model import Fleet, Process, main, sized
 from benchmarks.fleet_queue import Load, predicted, simulated
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aggregation_server.robust import Aggregation
-from aggregation_server.validation import UNBOUNDED
+from aggregation_server.aggregation.robust import Aggregation
+from aggregation_server.aggregation.validation import UNBOUNDED
 from benchmarks.poisoning import ATTACKS, Defence, Fleet, Outcome, defences, table
 from device_runtime.bundle import Bundle
 

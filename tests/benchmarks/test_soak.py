@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregation_server.validation import validated_update
+from aggregation_server.aggregation.validation import validated_update
 from benchmarks import soak
 from benchmarks.errors import BenchmarkError
 from benchmarks.server import load

@@ -16,8 +16,8 @@ import httpx
 import numpy as np
 import pytest
 
-from aggregation_server.robust import AGGREGATORS
-from aggregation_server.server_optimizer import SERVER_OPTIMIZERS
+from aggregation_server.aggregation.robust import AGGREGATORS
+from aggregation_server.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from aggregation_server.web import people as web
 from cli import people, serve_options
 from cli.fleet import server_process

@@ -113,7 +113,7 @@ def test_a_mistake_in_the_server_is_one_line_too(capsys: pytest.CaptureFixture[s
 
 def test_people_read_lines(capsys: pytest.CaptureFixture[str]) -> None:
     log_to_stderr()
-    logging.getLogger("aggregation_server.committer").info("round %d committed", 3, extra={"round": 3})
+    logging.getLogger("aggregation_server.coordination.committer").info("round %d committed", 3, extra={"round": 3})
     line = capsys.readouterr().err
     assert line.endswith(" round 3 committed\n") and line[2] == ":" and len(line.split(" ")[0]) == 8
     assert os.linesep not in line[:-1]

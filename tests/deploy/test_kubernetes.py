@@ -14,7 +14,7 @@ import pytest
 import yaml
 from sqlalchemy import make_url
 
-from aggregation_server.tokens import Role, read_key
+from aggregation_server.access.tokens import Role, read_key
 from aggregation_server.web.monitoring import HEALTHY, READY
 from cli.main import app
 from device_runtime.errors import InputError

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregation_server.downlink import Downlink
-from aggregation_server.state import ServerState
+from aggregation_server.aggregation.downlink import Downlink
+from aggregation_server.aggregation.state import ServerState
 from device_runtime.bundle import WEIGHTS, Bundle
 from device_runtime.errors import IntegrityError, NetworkError
 from device_runtime.messages import Configuration, encoded_weights_path, weights_path

@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from aggregation_server.robust import Aggregation, aggregate_round, median, trimmed_mean
-from aggregation_server.server_optimizer import ServerOptimizer
-from aggregation_server.state import ServerState
+from aggregation_server.aggregation.robust import Aggregation, aggregate_round, median, trimmed_mean
+from aggregation_server.aggregation.server_optimizer import ServerOptimizer
+from aggregation_server.aggregation.state import ServerState
 from device_runtime import codec
 from device_runtime.codec import EncodedUpdate
 from device_runtime.tensors import TensorSpec, Weights

@@ -1,4 +1,4 @@
-"""A server's running sum of encoded updates in TensorFlow, to the bit that of `aggregation_server.aggregate`.
+"""A server's sum of encoded updates in TensorFlow, to the bit that of `aggregation_server.aggregation.aggregate`.
 
 The server's class is not imported, since simulation and server know the contract alone; a test holds one against the
 other. A sum is a structure of tensors, with pure functions on it.

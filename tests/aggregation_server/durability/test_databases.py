@@ -16,10 +16,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
 
 from aggregation_server.history import Counts
-from aggregation_server.migrations import upgrade
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.schema import METADATA
-from aggregation_server.store import Store
+from aggregation_server.storage.migrations import upgrade
+from aggregation_server.storage.schema import METADATA
+from aggregation_server.storage.store import Store
 from cli.main import main
 from device_runtime.bundle import WEIGHTS, Bundle
 from device_runtime.errors import InputError
@@ -166,7 +166,7 @@ def test_servers_that_start_at_once_on_an_empty_database_make_one_fleet(
         upgrade(engine)
         together.wait(30)  # with what is in it
 
-    monkeypatch.setattr("aggregation_server.database.upgrade", upgraded)
+    monkeypatch.setattr("aggregation_server.storage.database.upgrade", upgraded)
     with ThreadPoolExecutor(4) as threads:
         stores = list(threads.map(lambda _: Store(url, bundle.manifest.model_id, initial), range(4)))
     assert len({store.fleet().token_key for store in stores}) == 1

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from aggregation_server.database import StoreError
+from aggregation_server.storage.database import StoreError
 from tests.aggregation_server.durability.cut import Way, cuttable
 from tests.aggregation_server.durability.postgresql import Cluster
 from tests.aggregation_server.fleet import Fleet

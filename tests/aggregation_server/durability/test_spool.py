@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregation_server.spool import LostReportError, Spool
+from aggregation_server.storage.spool import LostReportError, Spool
 from device_runtime.errors import InputError
 from tests.aggregation_server.fleet import Fleet
 

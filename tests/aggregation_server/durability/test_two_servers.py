@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from aggregation_server import database
-from aggregation_server.database import StoreError
 from aggregation_server.rounds import RoundConfig
 from aggregation_server.server import Listening
-from aggregation_server.store import Store
+from aggregation_server.storage import database
+from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.store import Store
 from device_runtime import messages
 from device_runtime.bundle import Bundle
 from tests.aggregation_server.durability.clients import Client, update_of, wait_for

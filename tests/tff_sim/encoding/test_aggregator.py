@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_federated as tff
 
-from aggregation_server.partial_sum import PartialSum
+from aggregation_server.aggregation.partial_sum import PartialSum
 from device_runtime.codec import CODECS, encode, encoded_size, read_update, shaped, values_of
 from device_runtime.errors import InputError
 from device_runtime.tensors import TensorSpec, Weights

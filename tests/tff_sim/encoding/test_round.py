@@ -9,8 +9,8 @@ import pytest
 import tensorflow_federated as tff
 
 import models
-from aggregation_server.partial_sum import PartialSum
-from aggregation_server.state import ServerState
+from aggregation_server.aggregation.partial_sum import PartialSum
+from aggregation_server.aggregation.state import ServerState
 from device_runtime.codec import encode, read_update
 from device_runtime.examples import Examples
 from device_runtime.tensors import TensorSpec, Weights

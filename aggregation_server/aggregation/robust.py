@@ -24,8 +24,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from aggregation_server.aggregate import Read, aggregate, in_order, merged, parts, sum_of
-from aggregation_server.partial_sum import PartialSum, Tally
+from aggregation_server.aggregation.aggregate import Read, aggregate, in_order, merged, parts, sum_of
+from aggregation_server.aggregation.partial_sum import PartialSum, Tally
 from device_runtime.codec import shaped, values_of
 from device_runtime.errors import InputError
 from device_runtime.tensors import FloatArray, TensorSpec, Weights

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from aggregation_server.server_optimizer import FED_AVG, ServerOptimizer
+from aggregation_server.aggregation.server_optimizer import FED_AVG, ServerOptimizer
 from device_runtime.errors import IntegrityError
 from device_runtime.tensors import TensorSpec, Weights, sha256
 from device_runtime.weights import dump_weights, load_weights

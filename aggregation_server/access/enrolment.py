@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy import func, insert, select, update
 
-from aggregation_server.schema import DEVICES, ENROLMENT_CODES
-from aggregation_server.store import Ledger, Store
+from aggregation_server.access.tokens import hashed, same
+from aggregation_server.storage.ledger import Ledger
+from aggregation_server.storage.schema import DEVICES, ENROLMENT_CODES
+from aggregation_server.storage.store import Store
 from aggregation_server.task import Task
-from aggregation_server.tokens import hashed, same
 from device_runtime.errors import InputError
 from device_runtime.messages import CLIENT_NAME, SHORTEST_SECRET, Enrolment, EnrolmentReply
 

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from aggregation_server.partial_sum import PartialSum
+from aggregation_server.aggregation.partial_sum import PartialSum
 from device_runtime.codec import EncodedUpdate
 from device_runtime.tensors import TensorSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aggregation_server.history import Counts, RoundRecord
 from aggregation_server.rounds import Phase, Round
-from aggregation_server.store import Ledger
+from aggregation_server.storage.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 

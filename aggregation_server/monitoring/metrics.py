@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from aggregation_server.database import StoreError
-from aggregation_server.desk import Desk
-from aggregation_server.figures import Figures, Observer, latest, rounds_over
+from aggregation_server.coordination.desk import Desk
 from aggregation_server.history import Counts
+from aggregation_server.monitoring.figures import Figures, Observer, latest, rounds_over
 from aggregation_server.rounds import Phase
+from aggregation_server.storage.database import StoreError
 
 PHASES = (Phase.SELECTION.value, Phase.REPORTING.value, Phase.COMMITTING.value, "paused", "complete")
 _TASKS = ("training", "evaluation")

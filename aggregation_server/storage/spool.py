@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from aggregation_server.database import StoreError
-from aggregation_server.store import Spooled
+from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.rows import Spooled
 from device_runtime.errors import InputError
 
 _PREFIX = "round-"

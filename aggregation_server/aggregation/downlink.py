@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from aggregation_server.server_optimizer import FED_AVG, ServerOptimizer
-from aggregation_server.state import ServerState
+from aggregation_server.aggregation.server_optimizer import FED_AVG, ServerOptimizer
+from aggregation_server.aggregation.state import ServerState
 from device_runtime import codec
 from device_runtime.errors import InputError
 from device_runtime.tensors import FloatArray, TensorSpec, Weights, sha256

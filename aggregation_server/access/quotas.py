@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from aggregation_server.limits import RateLimits
+from aggregation_server.access.limits import RateLimits
 from device_runtime.errors import InputError
 
 _BURST_SECONDS = 10.0

@@ -6,11 +6,11 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 
-from aggregation_server.closing import abandon
-from aggregation_server.coordinator import Coordinator
+from aggregation_server.coordination.closing import abandon
+from aggregation_server.coordination.coordinator import Coordinator
 from aggregation_server.history import RoundRecord
 from aggregation_server.rounds import Phase
-from aggregation_server.store import Ledger
+from aggregation_server.storage.ledger import Ledger
 from device_runtime.errors import InputError
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from aggregation_server.committer import Committer
-from aggregation_server.coordinator import Coordinator
-from aggregation_server.database import StoreError
-from aggregation_server.requests import Request
+from aggregation_server.coordination.committer import Committer
+from aggregation_server.coordination.coordinator import Coordinator
+from aggregation_server.coordination.requests import Request
+from aggregation_server.storage.database import StoreError
 from device_runtime.errors import NetworkError
 
 logger = logging.getLogger(__name__)

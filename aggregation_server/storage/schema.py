@@ -1,4 +1,4 @@
-"""The database's tables, as the latest migration leaves them (`aggregation_server.migrations`)."""
+"""The database's tables, as the latest migration leaves them (`aggregation_server.storage.migrations`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ FLEET = Table(
     METADATA,
     Column("id", Integer, primary_key=True),
     Column("model_id", String(32), nullable=False),
-    Column("clock", Float, nullable=False),  # seconds that servers have run, see `aggregation_server.clock`
+    Column(
+        "clock", Float, nullable=False
+    ),  # seconds that servers have run, see `aggregation_server.coordination.clock`
     Column("paused", Boolean, nullable=False),
     Column("token_key", LargeBinary, nullable=False),
     Column("number", Integer, nullable=False),  # of the version that is in force

@@ -2,8 +2,8 @@
 
 The decisions are made in the pure modules; what is left here is to ask the clock, to open a round where there is none,
 to end those that time out, and to count. Requests come in batches (`handle`), one thread at a time; another thread
-turns reports into new weights (`aggregation_server.committer`). What is shared by all servers of a fleet is in the
-store; what is kept here is only a copy of what does not change.
+turns reports into new weights (`committer`). What is shared by all servers of a fleet is in the store; what is kept here
+is only a copy of what does not change.
 """
 
 from __future__ import annotations
@@ -15,22 +15,31 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from aggregation_server.clock import ServerClock
-from aggregation_server.closing import abandon
-from aggregation_server.database import StoreError
-from aggregation_server.downlink import Downlink, EncodedWeights
+from aggregation_server.access.limits import RateLimits
+from aggregation_server.access.tokens import Ticket, read_token
+from aggregation_server.aggregation.downlink import Downlink, EncodedWeights
+from aggregation_server.aggregation.state import ServerState
+from aggregation_server.aggregation.validation import validated_evaluation, validated_update
+from aggregation_server.coordination.clock import ServerClock
+from aggregation_server.coordination.closing import abandon
+from aggregation_server.coordination.pace import JITTER, PaceSteering, RoundLengths
+from aggregation_server.coordination.requests import (
+    Admission,
+    Caller,
+    DeniedError,
+    LimitedError,
+    ReportRequest,
+    Request,
+)
+from aggregation_server.coordination.turn import Checked, Denial, Reply, Turn, admitted
 from aggregation_server.history import Counts
-from aggregation_server.limits import RateLimits
-from aggregation_server.pace import JITTER, PaceSteering, RoundLengths
-from aggregation_server.requests import Admission, Caller, DeniedError, LimitedError, ReportRequest, Request
 from aggregation_server.rounds import Phase, Round
-from aggregation_server.spool import Spool, SpoolError
-from aggregation_server.state import ServerState
-from aggregation_server.store import Device, Ledger, Store
+from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.ledger import Ledger
+from aggregation_server.storage.rows import Device
+from aggregation_server.storage.spool import Spool, SpoolError
+from aggregation_server.storage.store import Store
 from aggregation_server.task import Task
-from aggregation_server.tokens import Ticket, read_token
-from aggregation_server.turn import Checked, Denial, Reply, Turn, admitted
-from aggregation_server.validation import validated_evaluation, validated_update
 from device_runtime.bundle import Bundle, Manifest
 from device_runtime.errors import IntegrityError, UpdateError
 from device_runtime.messages import Configuration, ReportReply

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from aggregation_server.coordinator import Coordinator
-from aggregation_server.enrolment import Enrolments
+from aggregation_server.access.enrolment import Enrolments
+from aggregation_server.coordination.coordinator import Coordinator
 from aggregation_server.history import Counts
 from aggregation_server.rounds import Phase, Round
-from aggregation_server.schema import OVER, ROUNDS
-from aggregation_server.store import Fleet, Store
+from aggregation_server.storage.rows import Fleet
+from aggregation_server.storage.schema import OVER, ROUNDS
+from aggregation_server.storage.store import Store
 
 _IDLE_SHARE = 20  # the devices are counted for a twentieth of the time at most, however many they are
 _SHORTEST_REST = 1.0

@@ -11,13 +11,13 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aggregation_server.closing import abandon, fields_of, record_of
-from aggregation_server.coordinator import Coordinator
-from aggregation_server.robust import aggregate_round
+from aggregation_server.aggregation.robust import aggregate_round
+from aggregation_server.aggregation.state import ServerState
+from aggregation_server.coordination.closing import abandon, fields_of, record_of
+from aggregation_server.coordination.coordinator import Coordinator
 from aggregation_server.rounds import Phase, Round
-from aggregation_server.spool import LostReportError
-from aggregation_server.state import ServerState
-from aggregation_server.store import CountedReport, Version
+from aggregation_server.storage.rows import CountedReport, Version
+from aggregation_server.storage.spool import LostReportError
 from device_runtime.codec import EncodedUpdate, read_update
 from device_runtime.errors import IntegrityError
 

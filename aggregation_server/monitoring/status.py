@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from aggregation_server.figures import Observer
+from aggregation_server.monitoring.figures import Observer
 
 
 def status_of(observer: Observer, history: int) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from aggregation_server.history import Counts
-from aggregation_server.limits import RateLimits
-from aggregation_server.requests import (
+from aggregation_server.access.limits import RateLimits
+from aggregation_server.access.tokens import Ticket, hashed, read_token, same, token_for
+from aggregation_server.coordination.requests import (
     Caller,
     CheckInRequest,
     ConfigurationRequest,
@@ -23,11 +23,12 @@ from aggregation_server.requests import (
     ReportRequest,
     Request,
 )
+from aggregation_server.history import Counts
 from aggregation_server.rounds import Phase, Round, Standing
-from aggregation_server.spool import Spool
-from aggregation_server.store import CountedReport, Device, Ledger
+from aggregation_server.storage.ledger import Ledger
+from aggregation_server.storage.rows import CountedReport, Device
+from aggregation_server.storage.spool import Spool
 from aggregation_server.task import Task
-from aggregation_server.tokens import Ticket, hashed, read_token, same, token_for
 from device_runtime.messages import CheckInReply, Configuration, EvaluationReport, ReportReply
 
 Reply = CheckInReply | Configuration | ReportReply | bool

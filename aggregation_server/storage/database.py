@@ -12,7 +12,7 @@ from typing import IO, Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from aggregation_server.migrations import upgrade
+from aggregation_server.storage.migrations import upgrade
 from device_runtime.errors import InputError, NetworkError
 
 # A lock that somebody else holds is waited for while nothing else is answered: not for long.

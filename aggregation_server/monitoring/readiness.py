@@ -8,8 +8,8 @@ import time
 
 from starlette.concurrency import run_in_threadpool
 
-from aggregation_server.database import StoreError
-from aggregation_server.desk import Desk
+from aggregation_server.coordination.desk import Desk
+from aggregation_server.storage.database import StoreError
 
 logger = logging.getLogger(__name__)
 
