@@ -2,8 +2,8 @@
 
 The decisions are made in the pure modules; what is left here is to ask the clock, to open a round where there is none,
 to end those that time out, and to count. Requests come in batches (`handle`), one thread at a time; another thread
-turns reports into new weights (`committer`). What is shared by all servers of a fleet is in the store; what is kept here
-is only a copy of what does not change.
+turns reports into new weights (`committer`). What is shared by all servers of a fleet is in the store; what is kept
+here is only a copy of what does not change.
 """
 
 from __future__ import annotations
