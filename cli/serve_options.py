@@ -71,7 +71,9 @@ _ROUNDS = (
         "--participation-seconds", default=0.0, show_default=True, help="Between a device's rounds, at least."
     ),
     click.option("--retry-seconds", default=5.0, show_default=True, help="For which a rejected device waits at least."),
-    click.option("--checkin-rate", default=500.0, show_default=True, help="Check-ins a second, wanted at most."),
+    click.option(
+        "--checkin-rate", default=500.0, show_default=True, help="Check-ins a second at this server, at most."
+    ),
 )
 _REPORTS = (
     click.option("--codec", default="q8", show_default=True, help="Of updates: f32, f16, q8, q4, q2 or q1."),
