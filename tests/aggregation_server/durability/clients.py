@@ -9,7 +9,7 @@ import time
 import zlib
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,6 +44,7 @@ class Client(threading.Thread):
         name: its name.
         servers: base URLs, taken in turn: each request goes to the next one.
         linger: seconds between having its work and reporting.
+        held: by round, what is to happen before it reports.
 
     Attributes:
         acknowledged: by round, how often its report was accepted or found to be counted already.
@@ -51,11 +52,19 @@ class Client(threading.Thread):
         faults: what a server must never say.
     """
 
-    def __init__(self, bundle: Bundle, name: str, servers: Sequence[str], linger: float = 0.0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        name: str,
+        servers: Sequence[str],
+        linger: float = 0.0,
+        held: Mapping[int, threading.Event] | None = None,
+    ) -> None:
         super().__init__(name=name, daemon=True)
         self._bundle = bundle
         self._servers = servers
         self._linger = linger
+        self._held = held or {}
         self._calls = 0
         self._connections: dict[str, http.client.HTTPConnection] = {}
         self._ended = False
@@ -94,6 +103,8 @@ class Client(threading.Thread):
             return True
         time.sleep(self._linger)
         number = work["round_number"]
+        if number in self._held:
+            self._held[number].wait(_LONGEST)
         status, answer = self._call("POST", messages.REPORT, update_of(self._bundle, self.name, number), reply["token"])
         self.answers[answer["reason"] or answer["verdict"]] += 1
         if status == 200 or answer["reason"] == "duplicate":
