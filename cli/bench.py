@@ -182,7 +182,7 @@ def bench_server_kills(kills: int, devices: int, seed: int, out: Path | None, as
     """Kill a server with SIGKILL at random instants while devices train digits_mlp in its rounds.
 
     In the end every report that a device was told to count must count once, no version may be made twice, and all
-    weights must be, bit for bit, those of a second run without kills. 100 kills take about ten minutes.
+    weights must be, bit for bit, those of a second run without kills. 100 kills take 15 to 30 minutes.
     """
     from benchmarks.server_kills import kill_servers, table_of
     from cli.progress import round_progress
