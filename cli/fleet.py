@@ -25,6 +25,7 @@ from tff_sim.child_process import dies_with_parent
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.25
+_MOST_ROUNDS = 1000  # that a server tells of at once
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _wait_for_completion(
     end = time.monotonic() + timeout
     told = 0
     while True:
-        status: dict[str, Any] = json.loads(get(STATUS))
+        status: dict[str, Any] = json.loads(get(f"{STATUS}?history={_MOST_ROUNDS}"))
         if status["committed_rounds"] > told:
             told = status["committed_rounds"]
             loss = _committed(status)[-1]["loss"]

@@ -212,11 +212,54 @@ def test_serve_with_an_unknown_codec(digits_bundle: Bundle, capsys: pytest.Captu
     assert line.startswith("unknown codec 'zip'; known codecs: f32, ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--goal", "0"], "round: goal_count should be at least 1, not 0"),
+        (["--minimum", "6"], "round: minimum_reports should be from 1 to the goal count, 5, not 6"),
+        (["--over-selection", "0.5"], "round: over_selection should be from 1 to 100, not 0.5"),
+        (["--retry-seconds", "0"], "task: retry_seconds should be above 0 seconds, not 0.0"),
+        (["--keep-versions", "0"], "task: keep_versions should be at least 1, not 0"),
+        (["--lr", "0"], "client work: learning_rate should be a finite number above 0, not 0.0"),
+        (["--tls-cert", "cert.pem"], "TLS needs a certificate and its key: give both --tls-cert and --tls-key"),
+        (
+            ["--host", "0.0.0.0"],
+            "0.0.0.0: secrets and updates would go over the network as they are; give --tls-cert and --tls-key, or"
+            " --insecure where something in front of this server speaks TLS",
+        ),
+        (
+            ["--host", "0.0.0.0", "--insecure", "--open-enrolment"],
+            "0.0.0.0: with --open-enrolment everybody could take part; it is for 127.0.0.1 alone",
+        ),
+        (
+            ["--trusted-proxy", "proxy.example"],
+            "--trusted-proxy: 'proxy.example' is no address or network, such as 127.0.0.1 or 10.0.0.0/24",
+        ),
+        (["--keys", "nowhere"], "nowhere/operator.key: can't keep the operator's key there: No such file or directory"),
+        (
+            ["--db", "mysql://host/fleet"],
+            "mysql: can't open the server's database: expected sqlite:///FILE or postgresql://…",
+        ),
+    ],
+)
+def test_serve(
+    arguments: list[str],
+    message: str,
+    digits_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _line(["serve", str(digits_bundle.path), "--port", "0", *arguments], 2, capsys) == message
+    assert list(tmp_path.glob("*.db")) == []
+
+
 def test_serve_on_a_port_in_use(digits_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         database = tmp_path / "server.db"
-        arguments = ["--port", str(port), "--db", f"sqlite:///{database}"]
+        arguments = ["--port", str(port), "--db", f"sqlite:///{database}", "--keys", str(tmp_path)]
         line = _line(["serve", str(digits_bundle.path), *arguments], 3, capsys)
     assert line == f"can't listen at 127.0.0.1:{port}: Address already in use; choose another --host or --port"
     assert not database.exists()

@@ -157,11 +157,13 @@ def test_server_and_devices_die_with_a_parent_that_is_killed(
 
 
 def test_abandoned_rounds_and_rounds_without_a_loss_are_no_obstacle(tmp_path: Path) -> None:
-    committed = {"outcome": "committed", "loss": None}
-    abandoned = {"outcome": "abandoned", "loss": None}
+    committed = {"task": "training", "outcome": "committed", "loss": None}
+    abandoned = committed | {"outcome": "abandoned"}
+    evaluated = committed | {"task": "evaluation", "loss": 0.5}
+    history = [committed, abandoned, committed | {"loss": 0.25}, evaluated]
     answers = [
         {"committed_rounds": 1, "complete": False, "history": [committed, abandoned]},
-        {"committed_rounds": 2, "complete": True, "history": [committed, abandoned, committed | {"loss": 0.25}]},
+        {"committed_rounds": 2, "complete": True, "history": history},
     ]
     told: list[tuple[int, str]] = []
     status = fleet._wait_for_completion(
