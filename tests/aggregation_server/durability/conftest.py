@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from device_runtime.bundle import Bundle
 from tests.aggregation_server.durability.clients import update_of
 from tests.aggregation_server.durability.postgresql import Cluster, running_cluster
 from tests.aggregation_server.fleet import Fleet
+
+
+@pytest.fixture(autouse=True)
+def log_of_rounds() -> Iterator[None]:
+    """`serve` in this process turns the server's log on; other tests expect it as it was."""
+    loggers = [logging.getLogger(name) for name in ("aggregation_server", "uvicorn")]
+    before = [(logger.level, logger.handlers) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers = handlers
 
 
 @pytest.fixture
