@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import math
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 512  # that the process has open, besides connections
 _SHUTDOWN_SECONDS = 5  # for requests in flight; a slow upload must not keep the server from ending
+_M_ARENA_MAX = -8  # see mallopt(3)
 _MOST_THREADS = 4  # of a commit; each takes as much memory as three models
 
 
@@ -104,6 +106,7 @@ def serve(
         raise InputError(
             f"{listening.host}: with --open-enrolment everybody could take part; it is for 127.0.0.1 alone"
         )
+    _take_memory_from_one_place()
     quotas = quotas or Quotas()
     tls = None if listening.certificate is None else _tls(listening)
     manifest = bundle.manifest
@@ -209,6 +212,16 @@ def _room_for(connections: int) -> int:
                 "at most %d connections: this process may have no more than %d files open", connections, soft
             )
     return connections
+
+
+def _take_memory_from_one_place() -> None:
+    """Have all threads share one arena of glibc's allocator, where that is this system's.
+
+    What one thread takes and another one gives back leaves holes in the arenas of both: without this, a server grows by
+    about two megabytes in a thousand rounds.
+    """
+    with suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,10 +1,9 @@
-"""The shorter way of devices' daily calls, and what makes a server hold many of them."""
+"""The shorter way of devices' daily calls, and what they do not write."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,16 +90,6 @@ def test_a_turn_that_changes_nothing_writes_the_clock_alone_and_that_once_a_seco
     fleet.now[0] += 0.25
     fleet.report("a")  # it changes the round: the time is written with it
     assert fleet.store.fleet().clock == before + 1.5
-
-
-def test_a_server_may_have_as_many_connections_as_the_system_allows(
-    start_server: Callable[..., Any], tmp_path: Path
-) -> None:
-    server = start_server(RoundConfig(1))
-    limits = Path(f"/proc/{server.process.pid}/limits").read_text()
-    (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
-    soft, hard = line.split()[3:5]
-    assert soft == hard
 
 
 def test_all_of_the_daily_calls_are_described(start_server: Callable[..., Any]) -> None:
