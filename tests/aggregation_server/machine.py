@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import select
 
-from aggregation_server.database import StoreError
-from aggregation_server.history import RoundRecord
-from aggregation_server.requests import (
+from aggregation_server.aggregation.robust import aggregate_round
+from aggregation_server.aggregation.state import ServerState
+from aggregation_server.coordination.requests import (
     Caller,
     CheckInRequest,
     ConfigurationRequest,
@@ -32,11 +32,12 @@ from aggregation_server.requests import (
     ReportRequest,
     Request,
 )
-from aggregation_server.robust import aggregate_round
+from aggregation_server.history import RoundRecord
 from aggregation_server.rounds import RoundConfig
-from aggregation_server.schema import PARTICIPANTS
-from aggregation_server.state import ServerState
-from aggregation_server.store import REMEMBERED, CountedReport, Spooled
+from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.ledger import REMEMBERED
+from aggregation_server.storage.rows import CountedReport, Spooled
+from aggregation_server.storage.schema import PARTICIPANTS
 from aggregation_server.task import Task
 from device_runtime.bundle import Bundle
 from device_runtime.codec import read_update
