@@ -23,6 +23,8 @@ from device_runtime.work import is_number
 
 # The format gives a metric's name one byte of length; ASCII characters make the longest name that fits.
 _LONGEST_METRICS = [f"{index:0>255}" for index in range(codec.MAX_METRICS)]
+MOST_EXAMPLES = 2**31 - 1
+"""More than any device has; and a round's sum of them fits into 64 bits, as the database holds it."""
 _RUN = 1 << 16  # values that are gone through at a time
 
 
@@ -33,7 +35,7 @@ class Bounds:
     Attributes:
         norm: largest L2 norm of a delta, over all tensors together; above 0. Looking at it takes as long as adding the
             update. None is no bound.
-        examples: most examples that a device may say it has, at least 1. None is no bound.
+        examples: most examples that a device may say it has, from 1 to `MOST_EXAMPLES`, which None stands for.
 
     Raises:
         InputError: a bound is out of range; the message names the option of the command line.
@@ -45,8 +47,9 @@ class Bounds:
     def __post_init__(self) -> None:
         if self.norm is not None and not (is_number(self.norm) and self.norm > 0):
             raise InputError(f"--max-update-norm should be a finite number above 0, not {self.norm!r}")
-        if self.examples is not None and not (type(self.examples) is int and self.examples >= 1):
-            raise InputError(f"--max-examples should be a whole number of at least 1, not {self.examples!r}")
+        if self.examples is not None and not (type(self.examples) is int and 1 <= self.examples <= MOST_EXAMPLES):
+            expected = f"a whole number from 1 to {MOST_EXAMPLES}"
+            raise InputError(f"--max-examples should be {expected}, not {self.examples!r}")
 
 
 UNBOUNDED = Bounds()
@@ -71,8 +74,9 @@ def validated_update(body: bytes, manifest: Manifest, round_number: int, bounds:
         raise UpdateError("wrong_round", f"update: made in round {header.round_number}, expected {round_number}")
     if header.weight < 1:
         raise UpdateError("weight", f"update: its weight should be at least 1 example, not {header.weight}")
-    if bounds.examples is not None and header.weight > bounds.examples:
-        raise UpdateError("weight", f"update: its weight should be at most {bounds.examples}, not {header.weight}")
+    most = MOST_EXAMPLES if bounds.examples is None else bounds.examples
+    if header.weight > most:
+        raise UpdateError("weight", f"update: its weight should be at most {most}, not {header.weight}")
     if not update.finite:
         raise UpdateError("non_finite", "update: holds values that are not finite")
     for name, value in header.metrics.items():

@@ -179,9 +179,10 @@ def _begin(connection: Connection) -> None:
 
 @contextmanager
 def _alone(path: Path, name: str) -> Iterator[None]:
-    """Whoever serves an SQLite file has it for itself."""
+    """Whoever serves an SQLite file has it for itself; a new one, and what SQLite puts beside it, is its owner's."""
     try:
         lock: IO[bytes] = Path(f"{path}.lock").open("ab")  # noqa: SIM115 - closed below
+        path.touch(0o600)
     except OSError as error:
         raise InputError(f"{name}: can't open the server's database: {error.strerror}") from None
     with lock:

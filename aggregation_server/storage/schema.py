@@ -77,7 +77,7 @@ ROUNDS = Table(
     Column("seconds", Float),
     Column("loss", Float),
     Column("accuracy", Float),
-    Column("examples", Integer),
+    Column("examples", BigInteger),
     Column("clients", Integer),
     # Behind all others: SQLite reads through it to what comes after it.
     Column("optimizer", LargeBinary),

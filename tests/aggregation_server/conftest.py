@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -130,6 +131,14 @@ def store_url(tmp_path: Path) -> str:
 @pytest.fixture
 def spool_folder(tmp_path: Path) -> Path:
     return tmp_path / "spool"
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder whose files survive no power loss, and cost a tenth of the time, where the system has one."""
+    place = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

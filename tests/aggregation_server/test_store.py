@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -219,6 +220,16 @@ def test_a_url_that_can_not_be_opened_is_refused(url: str, message: str) -> None
     assert str(caught.value).startswith(message)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_new_database_is_its_owner_s_alone(open_store: OpenStore, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        commit(open_store(), b"weights")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("server.db*") if path.suffix != ".lock"}
+    assert modes == {"server.db": 0o600, "server.db-wal": 0o600, "server.db-shm": 0o600}
 
 
 def test_counts_add_up() -> None:

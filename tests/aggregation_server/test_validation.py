@@ -146,8 +146,9 @@ def test_the_norm_of_the_largest_values_is_a_number() -> None:
         ({"norm": 0.0}, "--max-update-norm should be a finite number above 0, not 0.0"),
         ({"norm": np.inf}, "--max-update-norm should be a finite number above 0, not inf"),
         ({"norm": True}, "--max-update-norm should be a finite number above 0, not True"),
-        ({"examples": 0}, "--max-examples should be a whole number of at least 1, not 0"),
-        ({"examples": 1.5}, "--max-examples should be a whole number of at least 1, not 1.5"),
+        ({"examples": 0}, "--max-examples should be a whole number from 1 to 2147483647, not 0"),
+        ({"examples": 2**31}, "--max-examples should be a whole number from 1 to 2147483647, not 2147483648"),
+        ({"examples": 1.5}, "--max-examples should be a whole number from 1 to 2147483647, not 1.5"),
     ],
 )
 def test_bounds_out_of_range_are_refused(fields: dict[str, float], message: str) -> None:

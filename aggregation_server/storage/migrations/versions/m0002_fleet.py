@@ -70,7 +70,7 @@ def _create() -> None:
         sa.Column("seconds", sa.Float),
         sa.Column("loss", sa.Float),
         sa.Column("accuracy", sa.Float),
-        sa.Column("examples", sa.Integer),
+        sa.Column("examples", sa.BigInteger),
         sa.Column("clients", sa.Integer),
         sa.Column("optimizer", sa.LargeBinary),
     )
