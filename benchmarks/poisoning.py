@@ -40,7 +40,7 @@ ROUNDS = 30
 _CODEC = "q4"
 _EPOCHS, _BATCH, _LEARNING_RATE = 1, 10, 0.3
 _SCALE, _FLIP = 100.0, -10.0
-_CLAIM = 2**40  # examples
+_CLAIM = 2**30  # examples
 _MARGIN = 2.0  # of the bounds, over the largest honest norm and number of examples
 
 ATTACKS = {
@@ -48,7 +48,7 @@ ATTACKS = {
     "flipped": "ten times the change, with the other sign",
     "NaN": "values that are no numbers",
     "replayed": "the first round's change again, encoded for this round",
-    "weighted": "the change with the other sign, said to be of 2⁴⁰ examples",
+    "weighted": "the change with the other sign, said to be of 2³⁰ examples",
     "hidden": "the change with the other sign, as long as the norm's bound allows",
 }
 """Name → what a poisoner reports."""

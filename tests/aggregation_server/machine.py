@@ -449,6 +449,7 @@ class ServerMachine(RuleBasedStateMachine):
 
         def late(*decided: Any) -> bool:
             self._roll_back(0)
+            self._fleet.tick()  # and the next round begins
             return write(*decided)
 
         with patch.object(committer, "_write", late if rolls_back else write):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,18 @@ def test_reports_are_deleted_when_their_round_is_committed(make_fleet: MakeFleet
     if Path("/proc/self/fd").exists():
         opened = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
         assert not [path for path in opened if ".reports" in path]  # nor does an open file keep them
+
+
+def test_reports_are_their_server_s_owner_s_alone(make_fleet: MakeFleet, spool_folder: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        fleet = make_fleet(goal_count=2, over_selection=1)
+        fleet.join("a", "b")
+        fleet.report("a")
+    finally:
+        os.umask(before)
+    (report,) = spool_folder.glob("round-*/*")
+    assert [path.stat().st_mode & 0o777 for path in (spool_folder, report.parent, report)] == [0o700, 0o700, 0o600]
 
 
 @pytest.mark.parametrize("end", ["timeout", "rollback"])
