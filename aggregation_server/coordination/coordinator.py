@@ -207,7 +207,8 @@ class Coordinator:
             answers = iter(self._replies(others) if others else ())
             return [error if place in checked else next(answers) for place in range(len(requests))]
         except StoreError as error:
-            logger.error("%d requests are refused: %s", len(requests), error, extra={"event": "storage_failed"})
+            what = f"{len(requests)} requests are refused" if requests else "the round does not go on"
+            logger.error("%s: %s", what, error, extra={"event": "storage_failed"})
             self._again = self.clock.now() + _AGAIN_SECONDS
             return [error] * len(requests)
 

@@ -60,6 +60,7 @@ def test_a_database_that_fails_makes_it_not_ready(start_server: Start, tmp_path:
     assert (answer.status_code, answer.json()["ready"]) == (503, False)
     assert answer.json()["reasons"] == ["database: it does not answer"]
     assert server.nobody.get("/healthz").status_code == 200  # a restart would not help
+    server.kill()  # it would go on trying
 
 
 def test_a_full_disk_makes_it_not_ready(make_fleet: MakeFleet, tmp_path: Path) -> None:

@@ -650,6 +650,7 @@ def test_a_database_that_fails_is_503(start_server: Start, tmp_path: Path) -> No
     assert (response.status_code, response.json()["reason"]) == (503, "store")
     assert response.headers["retry-after"] == "2"
     assert response.json()["message"].startswith(f"{tmp_path / 'server.db'}: the server's database failed: ")
+    server.kill()  # it would go on trying
 
 
 def test_health_and_the_description_of_the_calls_are_for_everybody(server: Running) -> None:

@@ -179,7 +179,7 @@ def test_a_device_sends_its_name_tokens_and_updates_and_nothing_else(
             timeout=120,
         )
     assert device.returncode == 0, device.stderr
-    assert device.stdout.count("reported") == ROUNDS
+    assert device.stdout.count(": reported (") == ROUNDS
 
     requests = [request for sent in recording.sent for request in parse(bytes(sent))]
     enrolments = [json.loads(request.body) for request in requests if request.path == ENROL]
