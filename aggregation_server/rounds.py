@@ -22,6 +22,8 @@ from typing import Literal
 from device_runtime.errors import InputError
 from device_runtime.messages import ReportReply, TaskKind
 
+UNKNOWN_TOKEN = ReportReply("refused", "unknown_token", "no round of this server gave out this token")
+
 
 class Phase(Enum):
     """Where a round stands."""
@@ -215,7 +217,7 @@ class Round:
         """
         current = self.tick(now)
         if standing is None:
-            return current, ReportReply("refused", "unknown_token", "no round of this server gave out this token")
+            return current, UNKNOWN_TOKEN
         if standing.reported:
             return current, ReportReply("refused", "duplicate", "this token's report was already counted")
         if standing.seat is None:

@@ -8,19 +8,10 @@ from typing import Any
 
 import click
 
+from aggregation_server.web.paths import CODES, DEVICES, PAUSE, RELEASE, RESUME, REVOKE, ROLLBACK, ROUNDS
 from cli.fleet_server import FleetServer, server_options
 from cli.options import JSON, print_json
-
-# Paths of `aggregation_server.web.people`, which takes long to import; a test compares them.
-STATUS = "/v1/status"
-ROUNDS = "/v1/rounds"
-DEVICES = "/v1/devices"
-PAUSE = "/v1/pause"
-RESUME = "/v1/resume"
-ROLLBACK = "/v1/rollback"
-RELEASE = "/v1/release"
-CODES = "/v1/enrolment-codes"
-REVOKE = "/v1/revoke"
+from device_runtime.messages import STATUS
 
 _PAGE = 1000
 # What a server takes at most; a test asks one.

@@ -63,10 +63,9 @@ class Committer:
         coordinator = self._coordinator
         store = coordinator.store
         with store.database.sole_committer() as alone:
-            found = store.open_round(coordinator.task.round)
+            fleet, found = store.snapshot(coordinator.task.round)
             if not alone or found is None or found[0].phase is not Phase.COMMITTING:
                 return False
-            fleet = store.fleet()
             state = coordinator.state_of(fleet.number, fleet.weights)
             outcome = self._outcome(found[0], state)
             return self._write(found[0], state, outcome)

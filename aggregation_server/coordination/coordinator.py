@@ -33,7 +33,7 @@ from aggregation_server.coordination.requests import (
 )
 from aggregation_server.coordination.turn import Checked, Denial, Reply, Turn, admitted
 from aggregation_server.history import Counts
-from aggregation_server.rounds import Phase, Round
+from aggregation_server.rounds import UNKNOWN_TOKEN, Phase, Round
 from aggregation_server.storage.database import StoreError
 from aggregation_server.storage.ledger import Ledger
 from aggregation_server.storage.rows import Device
@@ -249,7 +249,7 @@ class Coordinator:
         self.complete, after = complete, turn.round
         self._follow(after, now)
         with self._pacing:
-            for _ in range(turn.accepted):  # they come back too
+            for _ in range(turn.counts.accepted - counts.accepted):  # they come back too
                 self._pace.arrived(now)
         self.committing = after is not None and after.phase is Phase.COMMITTING
         self._due = now + self._idle_seconds(after, now)
@@ -283,7 +283,7 @@ class Coordinator:
         """What is to be kept of a report, or why nothing is."""
         ticket = self.ticket(request.token, request.caller.name)
         if ticket is None:
-            return ReportReply("refused", "unknown_token", "no round of this server gave out this token")
+            return UNKNOWN_TOKEN
         manifest = self.bundle.manifest
         try:
             if ticket.task == "evaluation":

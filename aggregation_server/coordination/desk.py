@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,10 +154,10 @@ class Desk:
             except StoreError as error:
                 # The reports are on the disk and the old state is in the database: nothing is lost by trying again.
                 logger.error("a round is not committed yet: %s", error, extra={"event": "storage_failed"})
-                threading.Event().wait(_AGAIN_SECONDS)
+                time.sleep(_AGAIN_SECONDS)
             except Exception:  # the next round must not wait for ever
                 logger.exception("a commit failed")
-                threading.Event().wait(_AGAIN_SECONDS)
+                time.sleep(_AGAIN_SECONDS)
 
 
 def _result(call: Callable[[], Any]) -> Any:

@@ -24,7 +24,7 @@ from aggregation_server.coordination.requests import (
     Request,
 )
 from aggregation_server.history import Counts
-from aggregation_server.rounds import Phase, Round, Standing
+from aggregation_server.rounds import UNKNOWN_TOKEN, Phase, Round, Standing
 from aggregation_server.storage.ledger import Ledger
 from aggregation_server.storage.rows import CountedReport, Device
 from aggregation_server.storage.spool import Spool
@@ -75,7 +75,6 @@ class Turn:
         self._rng = rng
         self.round = current
         self.counts = counts
-        self.accepted = 0
         self._complete = complete
         self._configure = configure
         self._retry_after = retry_after
@@ -185,7 +184,6 @@ class Turn:
         if decision.verdict == "reject":
             return self._rejected(decision.reason)
         self.counts.accepted += 1
-        self.accepted += 1
         return CheckInReply(
             "accept",
             round_number=current.number,
@@ -234,24 +232,27 @@ class Turn:
     def _report(self, request: ReportRequest, ticket: Ticket | None, checked: Checked | None) -> ReportReply:
         name, counts = request.caller.name, self.counts
         counts.upload_bytes += len(request.body)
-        addressed = self.round if ticket is None or self.round is None or ticket.round_id == self.round.id else None
-        if ticket is not None and addressed is None:
-            addressed = self._past.get(ticket.round_id)
-        if ticket is None or addressed is None:
-            return self._refused(ReportReply("refused", "unknown_token", "no round of this server gave out this token"))
+        addressed = None if ticket is None else self._round_of(ticket)
+        if addressed is None:
+            return self._refused(UNKNOWN_TOKEN)
         after, reply = addressed.report(self._standings.get((addressed.id, name)), self._now)
         if reply.verdict == "refused":
             return self._refused(reply)
         if reply.verdict == "aborted":
             counts.late += 1
             return reply
-        if checked is None or isinstance(checked, ReportReply):
-            return self._refused(checked or ReportReply("refused", "format", "the report was not looked at"))
+        assert checked is not None  # every report is looked at
+        if isinstance(checked, ReportReply):
+            return self._refused(checked)
         self.round = after
         self._counted[name] = checked
         self._standings[after.id, name] = replace(self._standings[after.id, name], reported=True)
         counts.reported += 1
         return reply
+
+    def _round_of(self, ticket: Ticket) -> Round | None:
+        current = self.round
+        return current if current is not None and current.id == ticket.round_id else self._past.get(ticket.round_id)
 
     def _refused(self, reply: ReportReply) -> ReportReply:
         self.counts.refuse(reply.reason)

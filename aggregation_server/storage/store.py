@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sqlalchemy import func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from aggregation_server.history import Counts, RoundRecord
 from aggregation_server.rounds import Round, RoundConfig
@@ -191,8 +190,3 @@ class Store:
 
     def close(self) -> None:
         self.database.close()
-
-
-def is_conflict(error: StoreError) -> bool:
-    """Whether what was to be written is there already."""
-    return isinstance(error.__cause__, IntegrityError)

@@ -6,14 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from aggregation_server.coordination.desk import BusyError
 from aggregation_server.web.answers import ProblemError
 
+LARGEST_MESSAGE = 4096
+"""Bytes of a message in JSON."""
 _SLOWEST = 20_000  # bytes a second; a device on a worse line can't report a large model in a round anyway
 _BUSY_SECONDS = 10.0
+_Message = TypeVar("_Message")
 
 
 class Memory:
@@ -129,3 +134,29 @@ async def read_body(
         )
         raise ProblemError(408, "slow", message, {"Connection": "close"}) from None
     return b"".join(parts)
+
+
+async def read_message(
+    request: Request, kind: TypeAdapter[_Message], slow_seconds: float, what: str, label: str = ""
+) -> _Message:
+    """The body as a message in JSON.
+
+    Args:
+        request: whose.
+        kind: of the message.
+        slow_seconds: as of `read_body`.
+        what: it is, for a sentence that begins with it.
+        label: before what is wrong with a field.
+
+    Raises:
+        ProblemError: it is too long, too slow or no such message.
+    """
+    body = await read_body(request, LARGEST_MESSAGE, slow_seconds)
+    if body is None:
+        raise ProblemError(413, "too_large", f"{what} has at most {LARGEST_MESSAGE} bytes")
+    try:
+        return kind.validate_json(body, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise ProblemError(400, "malformed", f"{label}{where}: {first['msg']}") from None

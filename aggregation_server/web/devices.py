@@ -16,11 +16,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,6 +36,7 @@ from aggregation_server.coordination.requests import (
     DeniedError,
     ReportRequest,
 )
+from aggregation_server.rounds import UNKNOWN_TOKEN
 from aggregation_server.web.answers import (
     BINARY,
     FRESH,
@@ -46,7 +47,7 @@ from aggregation_server.web.answers import (
     part_answer,
     problems,
 )
-from aggregation_server.web.bodies import Memory, Readings, read_body
+from aggregation_server.web.bodies import LARGEST_MESSAGE, Memory, Readings, read_body, read_message
 from aggregation_server.web.callers import Keys, caller_of, is_person, unknown_caller
 from aggregation_server.web.ranges import asked_range
 from device_runtime import messages
@@ -54,7 +55,6 @@ from device_runtime.bundle import MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE
 
 DAILY = frozenset({messages.CHECK_IN, messages.CONFIGURATION, messages.REPORT})
 """Paths of the calls that all devices make in every round."""
-_LARGEST_MESSAGE = 4096
 _UPLOADS = 64 << 20  # bytes of reports that are in memory at once
 _CHECK_IN = TypeAdapter(messages.CheckIn)
 _ENROLMENT = TypeAdapter(messages.Enrolment)
@@ -62,14 +62,13 @@ _CHECK_IN_STATUS = {"population": 404, "client": 400}
 _REPORT_STATUS = {"accepted": 200, "aborted": 409, "refused": 400}
 _REFUSAL_STATUS = {"missing_token": 401, "too_large": 413}
 _NO_TOKEN = f"expected the header '{messages.TOKEN}: TOKEN', with the token of the check-in"
-_Message = TypeVar("_Message")
 
 
 def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas) -> APIRouter:
     """The routes, for callers that are enrolled."""
     router = APIRouter(tags=["devices"])
     coordinator = desk.coordinator
-    largest = max(largest_update(coordinator.bundle.manifest.tensors), _LARGEST_MESSAGE)
+    largest = max(largest_update(coordinator.bundle.manifest.tensors), LARGEST_MESSAGE)
     uploads = Memory(_UPLOADS)
     readings = Readings()
 
@@ -92,7 +91,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas
         openapi_extra=_json_body(_ENROLMENT),
     )
     async def enrol(request: Request) -> Response:
-        message = await _message(request, _ENROLMENT, "enrolment", quotas.slow_seconds)
+        message = await read_message(request, _ENROLMENT, quotas.slow_seconds, "an enrolment", "enrolment: ")
         reply = await desk.run(lambda: enrolments.enrol(message))
         return json_answer(reply.to_json(), 200 if reply.verdict == "enrolled" else 403)
 
@@ -107,7 +106,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas
     )
     async def check_in(request: Request) -> Response:
         caller = caller_of(request)
-        message = await _message(request, _CHECK_IN, "check-in", quotas.slow_seconds)
+        message = await read_message(request, _CHECK_IN, quotas.slow_seconds, "a check-in", "check-in: ")
         reply = await _asked(desk, caller, CheckInRequest(caller, message))
         return json_answer(reply.to_json(), _CHECK_IN_STATUS.get(reply.reason, 200))
 
@@ -144,7 +143,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas
         # Whoever holds no token of ours is not listened to: it costs no memory, and no question to the database.
         if coordinator.ticket(token, caller.name) is None:
             await _asked(desk, caller, Admission(caller))
-            return _reported(coordinator.refuse("unknown_token", "no round of this server gave out this token"))
+            return _reported(coordinator.refuse(UNKNOWN_TOKEN.reason, UNKNOWN_TOKEN.message))
         declared = request.headers.get("content-length", "")
         size = min(int(declared), largest) if declared.isdecimal() else largest
         async with uploads.taken(size):
@@ -219,18 +218,6 @@ async def _asked(desk: Desk, caller: Caller, request: Any) -> Any:
         return await desk.ask(request)
     except DeniedError:
         raise unknown_caller() from None
-
-
-async def _message(request: Request, kind: TypeAdapter[_Message], what: str, slow_seconds: float) -> _Message:
-    body = await read_body(request, _LARGEST_MESSAGE, slow_seconds)
-    if body is None:
-        raise ProblemError(413, "too_large", f"an {what} has at most {_LARGEST_MESSAGE} bytes".replace("an c", "a c"))
-    try:
-        return kind.validate_json(body, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        raise ProblemError(400, "malformed", f"{what}: {where}: {first['msg']}") from None
 
 
 def _reported(reply: messages.ReportReply) -> Response:

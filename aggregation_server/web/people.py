@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,26 +25,18 @@ from aggregation_server.coordination.operations import Operations
 from aggregation_server.monitoring.figures import Observer
 from aggregation_server.monitoring.status import status_of
 from aggregation_server.web.answers import ProblemError, json_answer, problems
-from aggregation_server.web.bodies import read_body
+from aggregation_server.web.bodies import read_message
 from aggregation_server.web.callers import Keys, require_role
+from aggregation_server.web.paths import CODES, DEVICES, PAUSE, RELEASE, RESUME, REVOKE, ROLLBACK, ROUNDS
 from device_runtime import messages
 from device_runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = "/v1/rounds"
-DEVICES = "/v1/devices"
-PAUSE = "/v1/pause"
-RESUME = "/v1/resume"
-ROLLBACK = "/v1/rollback"
-RELEASE = "/v1/release"
-CODES = "/v1/enrolment-codes"
-REVOKE = "/v1/revoke"
 _MOST_ROUNDS = 1000
 _MOST_DEVICES = 10_000
 _LARGEST_ID = 2**31 - 1
-_LARGEST_BODY = 4096
-_Message = TypeVar("_Message")
+_Default = TypeVar("_Default", int, None)
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,6 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
     async def status(request: Request) -> Response:
         require_role(request, keys, "viewer")
         history = _number(request, "history", 100, 0, _MOST_ROUNDS)
-        assert history is not None  # it has a default
         return json_answer(await run_in_threadpool(status_of, observer, history))
 
     @router.get(ROUNDS, responses={200: {"model": list[dict[str, Any]]}, **looking}, openapi_extra=_PAGING)
@@ -93,7 +84,6 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
         require_role(request, keys, "viewer")
         limit = _number(request, "limit", 100, 1, _MOST_ROUNDS)
         before = _number(request, "before", None, 1, _LARGEST_ID)
-        assert limit is not None  # it has a default
         records = await run_in_threadpool(desk.coordinator.store.history, limit, before)
         return json_answer([record.to_json() for record in records])
 
@@ -101,7 +91,6 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
     async def devices(request: Request) -> Response:
         require_role(request, keys, "viewer")
         limit = _number(request, "limit", 1000, 1, _MOST_DEVICES)
-        assert limit is not None  # it has a default
         after = request.query_params.get("after", "")
         if after and not re.fullmatch(messages.CLIENT_NAME, after):
             raise ProblemError(400, "malformed", "after: expected the name of a device")
@@ -122,7 +111,9 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
         )
         async def called(request: Request) -> Response:
             require_role(request, keys, "operator")
-            message = await _message(request, adapter, quotas.slow_seconds)
+            if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+                raise ProblemError(415, "not_json", "expected a body with Content-Type: application/json")
+            message = await read_message(request, adapter, quotas.slow_seconds, "a body here")
             try:
                 answer = await desk.run(lambda: call(message)) or {}
             except InputError as error:
@@ -145,21 +136,7 @@ def people_routes(desk: Desk, enrolments: Enrolments, keys: Keys, observer: Obse
     return router
 
 
-async def _message(request: Request, kind: TypeAdapter[_Message], slow_seconds: float) -> _Message:
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise ProblemError(415, "not_json", "expected a body with Content-Type: application/json")
-    body = await read_body(request, _LARGEST_BODY, slow_seconds)
-    if body is None:
-        raise ProblemError(413, "too_large", f"a body here has at most {_LARGEST_BODY} bytes")
-    try:
-        return kind.validate_json(body, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        raise ProblemError(400, "malformed", f"{where}: {first['msg']}") from None
-
-
-def _number(request: Request, name: str, otherwise: int | None, least: int, most: int) -> int | None:
+def _number(request: Request, name: str, otherwise: _Default, least: int, most: int) -> int | _Default:
     text = request.query_params.get(name)
     if text is None:
         return otherwise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from aggregation_server.history import Counts, RoundRecord
 from aggregation_server.rounds import Phase, Round, RoundConfig
@@ -19,7 +19,7 @@ from aggregation_server.storage.database import StoreError
 from aggregation_server.storage.ledger import REMEMBERED
 from aggregation_server.storage.rows import Version
 from aggregation_server.storage.schema import WEIGHTS
-from aggregation_server.storage.store import Store, is_conflict
+from aggregation_server.storage.store import Store
 from device_runtime.bundle import Bundle
 from device_runtime.errors import InputError
 from device_runtime.tensors import sha256
@@ -117,7 +117,7 @@ def test_a_version_is_made_once(open_store: OpenStore) -> None:
         StoreError, match=r"server\.db: the server's database failed: UNIQUE constraint failed"
     ) as caught:
         commit(store, b"other")
-    assert is_conflict(caught.value)
+    assert isinstance(caught.value.__cause__, IntegrityError)
     assert store.weights(sha256(b"other")) is None
 
 
@@ -142,7 +142,7 @@ def test_a_lock_of_another_program_is_one_line(
             StoreError, match=r"server\.db: the server's database failed: database is locked$"
         ) as caught:
             commit(store, b"one")
-        assert not is_conflict(caught.value)
+        assert not isinstance(caught.value.__cause__, IntegrityError)
         assert isinstance(caught.value.__cause__, OperationalError)
         assert store.fleet().number == 0, "who only reads waits for nobody"
     commit(store, b"one")

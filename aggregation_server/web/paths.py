@@ -1,0 +1,10 @@
+"""Paths of the calls of people; those of devices are in `device_runtime.messages`. Importing it takes no time."""
+
+ROUNDS = "/v1/rounds"
+DEVICES = "/v1/devices"
+PAUSE = "/v1/pause"
+RESUME = "/v1/resume"
+ROLLBACK = "/v1/rollback"
+RELEASE = "/v1/release"
+CODES = "/v1/enrolment-codes"
+REVOKE = "/v1/revoke"
