@@ -30,7 +30,7 @@ class Credentials:
 
     Args:
         folder: the device's state folder.
-        server: `Transport.origin`.
+        server: `Transport.server`.
         client: the device's name.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import random
+import re
 import select
 import ssl
 import time
@@ -22,6 +23,7 @@ _MAX_ANSWER = 1 << 20
 _KEPT_SECONDS = 4.0  # for which a connection is good that nobody uses; servers and networks drop it soon after
 _LONGEST_WINDOW = 86_400.0  # seconds; whatever a server asks for, a device comes back within a day
 _BUSY = (429, 503)  # the answers that may say when to come back
+_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")  # of all paths of a server that shares an address
 _Result = TypeVar("_Result")
 
 
@@ -84,7 +86,7 @@ class Transport:
     has its own.
 
     Args:
-        base_url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
+        base_url: ``http://HOST:PORT`` or ``https://HOST:PORT``; a path behind it is put before those of requests.
         timeout: seconds for connecting and for each read.
         retry: what to do when the network or the server fails.
         sleep, jitter, clock: exchanged by tests.
@@ -108,8 +110,8 @@ class Transport:
         tls: ssl.SSLContext | None = None,
         insecure: bool = False,
     ) -> None:
-        self._url = base_url
-        self._secure, self._host, self._port = _parsed(base_url)
+        self._url = base_url.rstrip("/")
+        self._secure, self._host, self._port, self._prefix = _parsed(base_url)
         if not (self._secure or insecure or is_loopback(self._host)):
             raise InputError(
                 f"server {base_url!r}: what goes there without TLS can be read on the way, the caller's secret too;"
@@ -136,10 +138,10 @@ class Transport:
             self._kept = None
 
     @property
-    def origin(self) -> str:
+    def server(self) -> str:
         """The server, in one form for all URLs of it."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{'https' if self._secure else 'http'}://{host}:{self._port}"
+        return f"{'https' if self._secure else 'http'}://{host}:{self._port}{self._prefix}"
 
     def request(
         self,
@@ -189,7 +191,7 @@ class Transport:
         keep = False
         try:
             try:
-                connection.request(method, path, body, {**named, **(headers or {})})
+                connection.request(method, self._prefix + path, body, {**named, **(headers or {})})
             except ssl.SSLCertVerificationError as error:
                 raise certificate_error(self._url, error) from None
             with connection.getresponse() as answer:
@@ -273,17 +275,18 @@ def status_error(what: str, status: int, said: str = "") -> PocketfedError:
     return TurnedAwayError(text) if status == 403 else NetworkError(text)
 
 
-def _parsed(url: str) -> tuple[bool, str, int]:
-    """Whether with TLS, the host, and the port; `InputError` for a URL of another form."""
+def _parsed(url: str) -> tuple[bool, str, int, str]:
+    """Whether with TLS, the host, the port, and what comes before paths; `InputError` for a URL of another form."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port, parts = None, None, urlsplit("")
-    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query:
+    prefix = parts.path.rstrip("/")
+    if parts.scheme not in ("http", "https") or not host or parts.query or not _PREFIX.fullmatch(prefix):
         raise InputError(f"server {url!r}: expected a URL such as http://127.0.0.1:8080")
     secure = parts.scheme == "https"
-    return secure, host, port if port is not None else 443 if secure else 80
+    return secure, host, port if port is not None else 443 if secure else 80, prefix
 
 
 def _window(answer: http.client.HTTPResponse) -> float:

@@ -18,13 +18,13 @@ ARTIFACTS = Path(__file__).parents[1] / "test-artifacts"
 
 
 @contextmanager
-def headless_chromium() -> Iterator[Chrome]:
-    """Chromium with an empty profile; the test is skipped where there is none."""
+def headless_chromium(*flags: str) -> Iterator[Chrome]:
+    """Chromium with an empty profile and further flags; the test is skipped where there is none."""
     driver = shutil.which("chromedriver")
     if driver is None:
         pytest.skip("no chromedriver: install Debian's chromium and chromium-driver")
     options = ChromeOptions()
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync", *flags):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with Chrome(options, Service(driver)) as chrome:

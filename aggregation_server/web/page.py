@@ -72,7 +72,7 @@ def page_files() -> PageFiles:
     for name, data in content.items():
         digest.update(f"{name} {len(data)}\n".encode() + data)
     version = digest.hexdigest()[:16]
-    content[_INDEX] = content[_INDEX].replace(_PLACE.encode(), f"/page/{version}".encode())
+    content[_INDEX] = content[_INDEX].replace(_PLACE.encode(), f"page/{version}".encode())
     files = {
         name: PageFile(data, gzip.compress(data, 6, mtime=0), _TYPES[Path(name).suffix])
         for name, data in content.items()

@@ -32,7 +32,7 @@ def _enrol(options: argparse.Namespace) -> int:
     from device_runtime.server_client import ServerClient
 
     connection = transport(options)
-    enrol(ServerClient(connection), credentials(options, connection.origin), code(options))
-    text = f"enrolled as {options.client!r} at {connection.origin}"
-    Events(options.log_json).tell("enrolled", text, client=options.client, server=connection.origin)
+    enrol(ServerClient(connection), credentials(options, connection.server), code(options))
+    text = f"enrolled as {options.client!r} at {connection.server}"
+    Events(options.log_json).tell("enrolled", text, client=options.client, server=connection.server)
     return 0

@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     # Several devices may share the folder, as they may the cache.
     own = sha256(canonical_json([options.population, options.client]))[:16]
     keys = trusted(options)
-    kept = credentials(options, transport(options).origin)
+    kept = credentials(options, transport(options).server)
     with (
         DeviceState(state(options) / own) as remembered,
         transport(options, kept.caller()) as connection,

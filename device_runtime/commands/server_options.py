@@ -75,7 +75,7 @@ def transport(options: argparse.Namespace, caller: Caller | None = None) -> Tran
     return Transport(options.server, options.timeout, retry, caller=caller, tls=tls, insecure=options.insecure)
 
 
-def credentials(options: argparse.Namespace, origin: str) -> Credentials:
+def credentials(options: argparse.Namespace, server: str) -> Credentials:
     """The client's secret for the server.
 
     Raises:
@@ -88,7 +88,7 @@ def credentials(options: argparse.Namespace, origin: str) -> Credentials:
             f"client {options.client!r}: expected a name of 1 to 64 letters, digits, '-', '_' and '.';"
             " name another one with --client"
         )
-    return Credentials(state(options), origin, options.client)
+    return Credentials(state(options), server, options.client)
 
 
 def code(options: argparse.Namespace) -> str:

@@ -273,8 +273,10 @@ def test_a_server_that_is_not_there(server: Served, capsys: Capture) -> None:
 
 
 def test_a_path_that_is_no_server_s(server: Served, capsys: Capture) -> None:
-    assert main(["rounds", "--server", f"{server.url}/fleet", "--keys", str(server.keys)]) == 2
-    assert _one_line(capsys) == f"server '{server.url}/fleet': expected a URL such as http://127.0.0.1:8080"
+    assert main(["rounds", "--server", f"{server.url}/fleet", "--keys", str(server.keys)]) == 3
+    assert _one_line(capsys) == f"{server.url}/fleet/v1/status: the server answers with status 404"
+    assert main(["rounds", "--server", f"{server.url}/?fleet", "--keys", str(server.keys)]) == 2
+    assert _one_line(capsys) == f"server '{server.url}/?fleet': expected a URL such as http://127.0.0.1:8080"
 
 
 def test_no_key_goes_to_another_machine_without_tls(server: Served, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -18,11 +19,15 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support import expected_conditions
+from selenium.webdriver.support.wait import WebDriverWait
 
 from cli.fleet import command, server_process
 from cli.main import main
 from device_runtime.bundle import Bundle
 from device_runtime.examples import Examples
+from tests.browser import headless_chromium, requested
 from tests.device_runtime.authority import Authority
 from tff_sim.child_process import dies_with_parent
 
@@ -57,16 +62,24 @@ class Proxy:
         assert self.program is not None
         return [self.program, *(argument.replace("FOLDER", str(folder)) for argument in arguments)]
 
-    def configure(self, folder: Path, certificate: Path, listen: int, server: str) -> None:
-        """Write our configuration for a port and a certificate of this test, and for its server."""
+    def configure(self, folder: Path, certificate: Path, listen: int, server: str, other: str | None = None) -> None:
+        """Write our configuration for a port and a certificate of this test, and for its server.
+
+        Args:
+            folder: to write it to.
+            certificate: PEM file, with its key.
+            listen: the port.
+            server: its address, HOST:PORT.
+            other: that of the server that has a part of the proxy's address, as our comments show it; None for none.
+        """
         if self.name == "caddy":
-            text = (DEPLOY / "caddy" / "Caddyfile").read_text()
+            text = _with_another_fleet((DEPLOY / "caddy" / "Caddyfile").read_text(), other)
             name = f"https://{HOST}:{listen}"
             text = _once(text, "fleet.example {", f"{name} {{\n\tbind {HOST}\n\ttls {certificate} {certificate}")
             text = _once(text, "auto_https disable_redirects", "auto_https off\n\tadmin off")
             (folder / "Caddyfile").write_text(_once(text, f"{HOST}:8080", server))
             return
-        text = (DEPLOY / "nginx" / "pocketfed.conf").read_text()
+        text = _with_another_fleet((DEPLOY / "nginx" / "pocketfed.conf").read_text(), other)
         text = _once(text, "listen 443 ssl;", f"listen {HOST}:{listen} ssl;")
         text = _once(text, "listen [::]:443 ssl;", "")
         text = _once(text, "server_name fleet.example;", f"server_name {HOST};")
@@ -112,6 +125,16 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def _once(text: str, old: str, new: str) -> str:
     assert text.count(old) == 1, old
     return text.replace(old, new)
+
+
+def _with_another_fleet(text: str, server: str | None) -> str:
+    """A configuration in which the comment below "Another fleet's server" is none, if there is one."""
+    if server is None:
+        return text
+    before, comment = text.split("# Another fleet's server")
+    about, *lines = comment.split("\n")
+    lines = [re.sub(r"^(\s+)# ", r"\1", line) for line in lines]
+    return _once(f"{before}# {about}\n" + "\n".join(lines), f"{HOST}:8081", server)
 
 
 def _check(proxy: Proxy, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -213,6 +236,37 @@ def test_a_device_s_round_through_it(
             assert '"committed_rounds": 1' in capsys.readouterr().out
             _limits_go_by_the_address_that_the_proxy_sees(url, authority)
     assert "--trusted-proxy" not in (tmp_path / "server.log").read_text()  # the warning where none is named
+
+
+def test_a_fleet_that_has_a_part_of_an_address(
+    proxy: Proxy, authority: Authority, digits_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its devices, its people and their page; nobody is there at the address itself."""
+    places = ["--db", f"sqlite:///{tmp_path / 'server.db'}", "--spool", str(tmp_path / "spool")]
+    port = _free_port()
+    url = f"https://{HOST}:{port}/keyboard"
+    command = [str(digits_bundle.path), *places, "--keys", str(tmp_path), "--trusted-proxy", HOST]
+    with server_process(command, tmp_path / "server.log") as server:
+        proxy.configure(tmp_path, authority.issue(HOST), port, f"{HOST}:{_free_port()}", urlsplit(server).netloc)
+        with _running(proxy, tmp_path, port):
+            people = ["--keys", str(tmp_path), "--ca-file", str(authority.file)]
+            assert main(["enrol", "--server", f"{url}/", *people]) == 0
+            code = capsys.readouterr().out.strip()
+            device = ["--server", url, "--client", "board-7", "--ca-file", str(authority.file)]
+            enrolled = _device("enrol", *device, "--code", code, "--cache", str(tmp_path / "cache"))
+            assert (enrolled.returncode, enrolled.stderr) == (0, "")
+            assert enrolled.stdout == f"enrolled as 'board-7' at {url}\n"
+            assert main(["rounds", "--server", url.removesuffix("/keyboard"), *people]) == 3
+            assert "the server failed with status 502" in capsys.readouterr().err
+            key = (tmp_path / "viewer.key").read_text().strip()
+            with headless_chromium("ignore-certificate-errors") as browser:
+                browser.get(f"https://viewer:{key}@{HOST}:{port}/keyboard/")
+                live = expected_conditions.text_to_be_present_in_element((By.ID, "connection"), "live")
+                WebDriverWait(browser, 30).until(live)
+                assert browser.find_element(By.ID, "population").text == digits_bundle.manifest.name
+                asked = requested(browser)
+                assert f"{url}/v1/status?history=5" in asked
+                assert all(urlsplit(one).path.startswith("/keyboard/") for one in asked)
 
 
 def _limits_go_by_the_address_that_the_proxy_sees(url: str, authority: Authority) -> None:

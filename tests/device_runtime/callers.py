@@ -11,14 +11,14 @@ from device_runtime.transport import Caller, Transport
 
 def enrolled(url: str, folder: Path, client: str) -> Caller:
     """A device that a server with open enrolment has enrolled; its secret is in the state folder."""
-    credentials = Credentials(folder, Transport(url).origin, client)
+    credentials = Credentials(folder, Transport(url).server, client)
     enrol(ServerClient(Transport(url)), credentials, "")
     return credentials.caller()
 
 
 def believed(url: str, cache: Path, client: str = "a") -> Caller:
     """A device that takes itself for enrolled, with the folder of ``--cache``."""
-    credentials = Credentials(cache / "rounds", Transport(url).origin, client)
+    credentials = Credentials(cache / "rounds", Transport(url).server, client)
     caller = credentials.caller()
     credentials.confirm()
     return caller

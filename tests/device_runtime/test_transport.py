@@ -185,13 +185,31 @@ def test_a_host_s_name_that_is_none(url: str) -> None:
     "url",
     [
         *("", "127.0.0.1:8080", "ftp://host", "http://", "http://:80", "http://host:port", "http://host:99999"),
-        *("http://[", "http://host:80/path", "http://host?query"),
+        *(
+            "http://[",
+            "http://host?query",
+            "http://host/a//b",
+            "http://host/a/../b",
+            "http://host/%61",
+            "http://host/a b",
+        ),
     ],
 )
 def test_a_url_of_another_form(url: str) -> None:
     with pytest.raises(InputError) as caught:
         Transport(url)
     assert str(caught.value) == f"server {url!r}: expected a URL such as http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_server_that_has_a_part_of_an_address(script: Any, waits: list[float], end: str) -> None:
+    script.answers = [(200, b""), (500, b"")]
+    transport = Transport(f"{script.url}/fleets/key-board{end}", retry=RetryPolicy(1), sleep=waits.append)
+    transport.request("GET", "/v1/a?b=c")
+    assert script.requests[0][1] == "/fleets/key-board/v1/a?b=c"
+    assert transport.server == f"{script.url}/fleets/key-board"  # a secret for one fleet is not shown to the other
+    with pytest.raises(NetworkError, match=rf"^{script.url}/fleets/key-board/v1/a: "):
+        transport.request("GET", "/v1/a")
 
 
 def test_https_is_spoken_where_the_url_says_so(connect: Callable[..., Transport], script: Any) -> None:
@@ -327,13 +345,13 @@ def test_without_tls_nothing_is_said_to_another_machine(host: str) -> None:
         f"server {url!r}: what goes there without TLS can be read on the way, the caller's secret too; name an"
         " https:// server, or say --insecure"
     )
-    assert Transport(url, insecure=True).origin == url
-    assert Transport(f"https://{host}").origin == f"https://{host}:443"
+    assert Transport(url, insecure=True).server == url
+    assert Transport(f"https://{host}").server == f"https://{host}:443"
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.8.9.1", "[::1]"])
 def test_what_stays_on_this_machine_needs_no_tls(host: str) -> None:
-    assert Transport(f"http://{host}/").origin == f"http://{host.lower()}:80"
+    assert Transport(f"http://{host}/").server == f"http://{host.lower()}:80"
 
 
 def test_a_download_is_what_was_asked_for_or_refused(connect: Callable[..., Transport], script: Any) -> None:

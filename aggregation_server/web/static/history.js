@@ -3,7 +3,7 @@
 const PAGE = 100;
 
 export class History {
-  /** `get` fetches JSON by path and query. */
+  /** `get` fetches JSON by path and query, the path without a slash in front. */
   constructor(get) {
     this.get = get;
     this.byId = new Map();
@@ -25,7 +25,7 @@ export class History {
       this.complete = false;
     }
     const joined = last.some((record) => this.byId.has(record.id));
-    if (last.length && !joined) this.take(await this.get(`/v1/rounds?limit=${PAGE}`), true);
+    if (last.length && !joined) this.take(await this.get(`v1/rounds?limit=${PAGE}`), true);
     this.take(last);
     if (!last.length) this.complete = true;
   }
@@ -33,7 +33,7 @@ export class History {
   /** Fetch the rounds before those that are known. */
   async earlier() {
     const first = this.rounds[0];
-    if (first) this.take(await this.get(`/v1/rounds?limit=${PAGE}&before=${first.id}`), true);
+    if (first) this.take(await this.get(`v1/rounds?limit=${PAGE}&before=${first.id}`), true);
   }
 
   take(records, page = false) {

@@ -17,9 +17,12 @@ let heard = null; // when the server last answered
 let timer = 0;
 let asking = false;
 
+// Where the server is: behind a proxy it may have but a part of an address. The page's own address may hold a name and a
+// key, which fetch takes in none.
+const SERVER = new URL(".", location.origin + location.pathname);
+
 async function get(path) {
-  // The page's own address may hold a name and a key, which fetch takes in no address: the origin has none.
-  const answer = await fetch(new URL(path, location.origin), { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+  const answer = await fetch(new URL(path, SERVER), { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
   if (answer.status === 401) throw new Error("the key is no longer valid: load the page anew");
   if (!answer.ok) throw new Error(`the server answers with status ${answer.status}`);
   return answer.json();
@@ -30,7 +33,7 @@ async function ask() {
   asking = true;
   clearTimeout(timer);
   try {
-    const found = await get(`/v1/status?history=${LAST}`);
+    const found = await get(`v1/status?history=${LAST}`);
     await history.update(found.history);
     status = found;
     heard = Date.now();
