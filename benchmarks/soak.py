@@ -149,7 +149,7 @@ async def soak(rounds: int, seed: int = 0) -> tuple[list[Sample], list[str]]:
         folder = Path(name) / "server"
         folder.mkdir()
         bundle = write_bundle(MODEL, Path(name))
-        devices = enrolled(folder / f"pocketfed-{MODEL}.db", bundle, DEVICES)
+        devices = enrolled(f"sqlite:///{folder / f'pocketfed-{MODEL}.db'}", bundle, DEVICES)
         with server(bundle, folder, [*_OPTIONS, "--rounds", str(rounds)]) as serving:
             async with load.connections(serving.url, 1 + DEVICES) as (line, *lines):
                 clients = [

@@ -12,6 +12,7 @@ import logging
 import math
 import random
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -31,7 +32,7 @@ from aggregation_server.coordination.requests import (
     ReportRequest,
     Request,
 )
-from aggregation_server.coordination.turn import Checked, Denial, Reply, Turn, admitted
+from aggregation_server.coordination.turn import Checked, Denial, Reply, Turn, Turns, admitted
 from aggregation_server.history import Counts
 from aggregation_server.rounds import UNKNOWN_TOKEN, Phase, Round
 from aggregation_server.storage.database import StoreError
@@ -68,6 +69,7 @@ class Coordinator:
     Attributes:
         committing: whether a round has its reports, and waits to be committed.
         complete: whether the task has had all its rounds.
+        turns: that this server has taken for somebody.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Coordinator:
         self._pace = PaceSteering(task.checkin_rate, task.retry_seconds)
         self.committing = False
         self.complete = False
+        self.turns = Turns()
         if fleet.number:
             logger.info("going on after version %d", fleet.number, extra={"event": "started", "version": fleet.number})
         self.handle(())
@@ -217,6 +220,7 @@ class Coordinator:
             counted, self._counts = self._counts, Counts()
         try:
             with self.store.ledger(self.task.round) as ledger:
+                began = time.perf_counter()
                 if self.spool.in_doubt:
                     self.spool.cut(ledger.counted_bytes(*self.spool.segment))
                 now = self.clock.agree(ledger.fleet.clock)
@@ -245,6 +249,8 @@ class Coordinator:
             with self._counting:
                 self._counts += counted
             raise
+        if requests:
+            self.turns = self.turns.after(len(requests), time.perf_counter() - began)
         self.spool.keep()
         self.complete, after = complete, turn.round
         self._follow(after, now)

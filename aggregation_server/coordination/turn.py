@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from aggregation_server.access.limits import RateLimits
 from aggregation_server.access.tokens import Ticket, hashed, read_token, same, token_for
@@ -35,6 +35,25 @@ Reply = CheckInReply | Configuration | ReportReply | bool
 Denial = DeniedError | LimitedError
 Checked = bytes | EvaluationReport | ReportReply
 """A report whose content is valid, as it is to be kept, or the refusal of one that is not."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The turns that a server has taken since it started, but for those in which nobody asked for anything.
+
+    Attributes:
+        count: how many.
+        requests: that they answered.
+        seconds: for which they held the fleet's row, from when it was theirs to the end of the transaction.
+    """
+
+    count: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+
+    def after(self, requests: int, seconds: float) -> Turns:
+        """With one turn more."""
+        return Turns(self.count + 1, self.requests + requests, self.seconds + seconds)
 
 
 class Turn:

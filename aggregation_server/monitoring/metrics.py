@@ -11,7 +11,7 @@ from importlib.metadata import version
 from platform import python_version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from aggregation_server.coordination.desk import Desk
@@ -45,6 +45,9 @@ class _Server(Collector):
         build.add_metric((version("pocketfed"), python_version()), 1)
         yield build
         yield GaugeMetricFamily("pocketfed_queue_length", "Requests that wait for their turn.", self._desk.length)
+        turns, text = self._desk.coordinator.turns, "Transactions, and for how long they held the fleet's row."
+        yield SummaryMetricFamily("pocketfed_turn_seconds", text, count_value=turns.count, sum_value=turns.seconds)
+        yield CounterMetricFamily("pocketfed_turn_requests", "Requests that transactions answered.", turns.requests)
         try:
             free = self._desk.coordinator.spool.free()
         except StoreError:

@@ -58,14 +58,14 @@ class Device:
         return request_head("POST", messages.REPORT, headers, length)
 
 
-def enrolled(database: Path, bundle: Path, count: int) -> list[Device]:
-    """Devices that a server which is not yet started will know."""
+def enrolled(database: str, bundle: Path, count: int) -> list[Device]:
+    """Devices that a server which is not yet started will know; `database` is its URL."""
     opened = open_bundle(bundle)
     manifest = opened.manifest
     names = [f"device-{number:05}" for number in range(count)]
     known = {name: secrets.token_urlsafe(32) for name in names}
     initial = dump_weights(opened.initial_weights(), manifest.tensors)
-    with closing(Store(f"sqlite:///{database}", manifest.model_id, initial)) as store:
+    with closing(Store(database, manifest.model_id, initial)) as store:
         rows = [
             {"name": name, "secret": hashed(secret), "enrolled": 0.0, "runtime": "", "reports": 0}
             for name, secret in known.items()

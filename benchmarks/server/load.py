@@ -79,9 +79,13 @@ async def check_ins(lines: Sequence[Connection], devices: Sequence[Device], toke
 
 
 async def scheduled_check_ins(
-    lines: Sequence[Connection], devices: Sequence[Device], rate: float, tokens: dict[str, str]
+    lines: Sequence[Connection], devices: Sequence[Device], times: Sequence[float], tokens: dict[str, str]
 ) -> list[float]:
-    """As `check_ins`, but so many a second begin, whether those before them have been answered or not.
+    """As `check_ins`, but each begins at its time, whether those before it have been answered or not.
+
+    Args:
+        lines, devices, tokens: as there.
+        times: seconds from now on, one a device, the earliest first.
 
     Returns:
         For each the seconds from when it was to begin to its answer, in order of their size.
@@ -92,18 +96,18 @@ async def scheduled_check_ins(
     start = perf_counter()
     seconds: list[float] = []
 
-    async def one(place: int, device: Device) -> None:
+    async def one(time: float, device: Device) -> None:
         line = await free.get()
         status, body = await line.ask(device.check_in)
-        seconds.append(perf_counter() - start - place / rate)
+        seconds.append(perf_counter() - start - time)
         tokens[device.name] = _token(status, body)
         free.put_nowait(line)
 
     begun = []
-    for place, device in enumerate(devices):
-        if (wait := start + place / rate - perf_counter()) > 0:
+    for time, device in zip(times, devices, strict=True):
+        if (wait := start + time - perf_counter()) > 0:
             await asyncio.sleep(wait)
-        begun.append(asyncio.create_task(one(place, device)))
+        begun.append(asyncio.create_task(one(time, device)))
     await asyncio.gather(*begun)
     return sorted(seconds)
 

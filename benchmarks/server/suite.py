@@ -147,11 +147,12 @@ async def _check_ins(sizes: Sizes) -> Result:
 async def _latency(sizes: Sizes) -> Result:
     """The 99th percentile of check-ins that come at their times, whether or not those before are answered."""
     count, here, bare = sizes.check_ins, [], []
+    times = [place / sizes.rate for place in range(count)]
     async with _stage("mnist_2nn", "q4", count * sizes.turns, count * sizes.turns) as stage:
         for turn in range(sizes.turns):
             devices = stage.devices[turn * count : (turn + 1) * count]
-            here.append(await load.scheduled_check_ins(stage.lines, devices, sizes.rate, {}))
-            bare.append(await load.scheduled_check_ins(stage.bare, devices, sizes.rate, {}))
+            here.append(await load.scheduled_check_ins(stage.lines, devices, times, {}))
+            bare.append(await load.scheduled_check_ins(stage.bare, devices, times, {}))
     ours, theirs = (min(1e3 * seconds[int(0.99 * count)] for seconds in turns) for turns in (here, bare))
     turns = ", ".join(f"{1e3 * seconds[int(0.99 * count)]:.1f}" for seconds in here)
     note = f"{sizes.rate:.0f} check-ins a second, {count} a turn; of all turns {turns} ms"
@@ -202,7 +203,7 @@ async def _stage(model: str, codec: str, devices: int, goal: int) -> AsyncIterat
         bundle = write_bundle(model, folder)
         manifest = open_bundle(bundle).manifest
         (folder / "server").mkdir()
-        known = enrolled(folder / "server" / f"pocketfed-{model}.db", bundle, devices)
+        known = enrolled(f"sqlite:///{folder / 'server' / f'pocketfed-{model}.db'}", bundle, devices)
         options = ["--goal", str(goal), "--over-selection", "1", "--codec", codec]
         options += ["--selection-timeout", "3600", "--reporting-timeout", "3600"]
         with server(bundle, folder / "server", options) as serving, reference(folder / "reference") as other:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,24 @@ def test_the_fleet_s_figures(lived: Fleet) -> None:
     assert _value(samples, "pocketfed_devices", state="active") == 4
 
 
+def test_turns(make_fleet: MakeFleet) -> None:
+    """They are counted with the requests that they answer, and their time is a part of all time."""
+    began = time.perf_counter()
+    fleet = make_fleet()
+    before = _samples(fleet)
+    for _ in range(3):
+        fleet.join("a", "b")
+    after, seconds = _samples(fleet), time.perf_counter() - began
+
+    def more(name: str) -> float:
+        return (_value(after, name) or 0.0) - (_value(before, name) or 0.0)
+
+    asked = [value for (name, labels), value in after.items() if name == "pocketfed_checkins_total"]
+    assert more("pocketfed_turn_requests_total") >= sum(asked) == 6
+    assert 0 < more("pocketfed_turn_seconds_count") <= more("pocketfed_turn_requests_total")
+    assert 0 < more("pocketfed_turn_seconds_sum") < seconds
+
+
 def test_the_open_round(lived: Fleet) -> None:
     samples = _samples(lived)
     assert {phase: _value(samples, "pocketfed_round_phase", phase=phase) for phase in PHASES} == {
@@ -141,7 +160,7 @@ def test_counters_survive_a_restart(lived: Fleet, make_fleet: MakeFleet) -> None
     before = _samples(lived)
     lived.close()
     again = _samples(make_fleet(evaluate_every=1))
-    fleet_s = {key for key in before if key[0].startswith("pocketfed_") and key[0].endswith("_total")}
+    fleet_s = {key for key in before if re.fullmatch("pocketfed_(?!turn_).*_total", key[0])}
     assert len(fleet_s) >= 10
     assert {key: again[key] for key in fleet_s} == {key: before[key] for key in fleet_s}
 
@@ -246,7 +265,7 @@ def test_rules_and_documentation_name_what_is_exported(lived: Fleet) -> None:
     assert _named(" ".join(expressions)) - exported == set()
     table = {name for line in PAGE.read_text().splitlines() if line.startswith("| `") for name in _named(line)}
     ours = {name for name in exported if name.startswith("pocketfed_")}
-    without_parts = {re.sub(r"(duration_seconds)_(bucket|count|sum)$", r"\1", name) for name in ours}
+    without_parts = {re.sub(r"(_seconds)_(bucket|count|sum)$", r"\1", name) for name in ours}
     assert table == without_parts
     scrape = yaml.safe_load((GRAFANA / "prometheus.yml").read_text())
     job = scrape["scrape_configs"][0]

@@ -32,8 +32,8 @@ def test_what_is_not_as_it_should_be_is_told(tmp_path: Path) -> None:
     manifest = open_bundle(bundle).manifest
     folder = tmp_path / "server"
     folder.mkdir()
-    devices = enrolled(folder / "pocketfed-digits_mlp.db", bundle, 2)
-    (stranger,) = enrolled(tmp_path / "elsewhere.db", bundle, 1)
+    devices = enrolled(f"sqlite:///{folder / 'pocketfed-digits_mlp.db'}", bundle, 2)
+    (stranger,) = enrolled(f"sqlite:///{tmp_path / 'elsewhere.db'}", bundle, 1)
     body = of_round(updates(manifest.tensors, manifest.model_id, "q8")[0], 1)
 
     async def act(serving: Serving) -> None:
