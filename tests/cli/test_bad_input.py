@@ -52,6 +52,10 @@ needs_tff = pytest.mark.skipif(
             "data set 'mnist': --data-dir is missing; it names the folder with the four MNIST files",
         ),
         (
+            ["--data-dir", "mnist"],
+            "data set 'digits' is embedded, and needs no --data-dir: leave it out, or name its data set with --dataset",
+        ),
+        (
             ["--model", "mnist_2nn"],
             "model 'mnist_2nn' takes examples of (28, 28, 1), data set 'digits' has (8, 8, 1):"
             " choose another --model or --dataset",

@@ -36,12 +36,17 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 
     Args:
         name: one of `NAMES`.
-        data_dir: where its files are; ``digits`` is embedded and needs none.
+        data_dir: where its files are; ``digits`` is embedded and takes none.
 
     Raises:
-        DatasetError: the name is not known, the folder is missing, or a file in it is damaged.
+        DatasetError: the name is not known, the folder is missing or one too many, or a file in it is damaged.
     """
     if name == "digits":
+        if data_dir is not None:
+            raise DatasetError(
+                f"data set {name!r} is embedded, and needs no --data-dir: leave it out, or name its data set with"
+                " --dataset"
+            )
         return digits.load()
     if name not in _LOADERS:
         raise DatasetError(f"unknown data set {name!r}; known data sets: {', '.join(NAMES)}")
