@@ -144,10 +144,16 @@ def _changed(
     rate: float | None,
     engine: str,
 ) -> Row:
-    """The row with what the command line says."""
+    """The row with what the command line says; `InputError` where its data are not there."""
+    from device_runtime.errors import InputError
+
+    if data_dir is None:
+        raise InputError(f"--data-dir is missing; it names the folder that holds {row.data}/")
+    if not (data_dir / row.data).is_dir():
+        raise InputError(f"{data_dir / row.data}: no such folder; --data-dir should hold {row.data}/")
     experiment = row.experiment
     work = replace(experiment.work, seed=seed, learning_rate=experiment.work.learning_rate if rate is None else rate)
-    data = replace(experiment.data, data_dir=None if data_dir is None else data_dir / row.data)
+    data = replace(experiment.data, data_dir=data_dir / row.data)
     changed = replace(
         experiment,
         work=work,

@@ -159,7 +159,7 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
         write_report("codecs", tmp_path)
 
 
-def test_the_rows_are_listed_and_wrong_ones_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rows_are_listed_and_wrong_ones_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "table3", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split("  ")[0] == "cifar-fedsgd"
@@ -172,7 +172,11 @@ def test_the_rows_are_listed_and_wrong_ones_named(capsys: pytest.CaptureFixture[
     assert main(["reproduce", "codecs", "--row", "zip"]) == 2
     assert capsys.readouterr().err == "pocketfed: codecs has no row 'zip'; it has f32, q8, q4, q2, q1\n"
     assert main(["reproduce", "codecs", "--row", "q8"]) == 2
-    assert "data set 'mnist': --data-dir is missing" in capsys.readouterr().err
+    missing = "--data-dir is missing; it names the folder that holds mnist/"
+    assert capsys.readouterr().err == f"pocketfed: {missing}\n"
+    assert main(["reproduce", "codecs", "--row", "q8", "--data-dir", str(tmp_path)]) == 2
+    wrong = f"{tmp_path / 'mnist'}: no such folder; --data-dir should hold mnist/"
+    assert capsys.readouterr().err == f"pocketfed: {wrong}\n"
     assert main(["reproduce", "codecs", "--sweep", "--lr", "0.1"]) == 2
     assert "--sweep searches the learning rate, --lr gives it" in capsys.readouterr().err
 
