@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import BUNDLE, JSON, SEED, print_json
+from device_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from export.inspection import Inspection
     from export.parity import ParityReport
     from export.profile import Profile
+    from models import ModelSpec
 
 _COSTLIEST = 20
 
@@ -50,7 +52,7 @@ def parity(
     from export.parity import check_parity
     from export.user_model import user_spec
 
-    spec = user_spec(source, opened.manifest.loss, opened.manifest.name) if source else None
+    spec = user_spec(source, opened.manifest.loss, opened.manifest.name) if source else _known(opened.manifest.name)
 
     def tell(step: int) -> None:
         if step % 10 == 0:
@@ -63,6 +65,15 @@ def parity(
     else:
         print_parity(report)
     ctx.exit(0 if report.ok else 1)
+
+
+def _known(name: str) -> ModelSpec:
+    import models
+
+    try:
+        return models.get(name)
+    except models.UnknownModelError as error:
+        raise InputError(f"{error}; name a model of your own with --keras, as it was exported") from None
 
 
 def print_parity(report: ParityReport) -> None:

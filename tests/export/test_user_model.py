@@ -72,7 +72,9 @@ def test_parity_of_a_users_model(small_file: Path, small_bundle: Bundle, capsys:
 
 def test_parity_of_a_users_model_needs_the_model(small_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parity", str(small_bundle.path)]) == 2
-    assert "unknown model 'small'" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pocketfed: unknown model 'small'; known models: cifar_cnn, ")
+    assert line.endswith("; name a model of your own with --keras, as it was exported")
 
 
 def test_frozen_layers_stay_at_home(tmp_path: Path) -> None:
