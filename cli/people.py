@@ -34,7 +34,11 @@ def rounds(server: str, keys: Path, ca_file: Path | None, insecure: bool, last: 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("version", "task", "outcome", "ended", "seconds", "cohort", "reports", "loss", "accuracy")
+    # It fits into 80 columns: only a long outcome goes over several lines.
+    table = Table("version", "task", box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("outcome", max_width=24)
+    for name in ("ended", "seconds", "reports", "loss", "accuracy"):
+        table.add_column(name, no_wrap=True)
     for record in records:
         table.add_row(*_cells(record, status["released"]))
     console = Console()
@@ -179,14 +183,15 @@ def revoke(server: str, keys: Path, ca_file: Path | None, insecure: bool, client
 
 def _cells(record: dict[str, Any], released: int | None) -> list[str]:
     made = record["outcome"] == "committed" and record["task"] != "evaluation"
-    version = f"{record['number']}{' (released)' if made and record['number'] == released else ''}"
-    outcome = " ".join(filter(None, (record["outcome"], record["reason"])))
-    numbers = [
+    words = (record["outcome"], record["reason"], "(released)" if made and record["number"] == released else "")
+    figures = [
         "" if record[name] is None else form.format(record[name])
-        for name, form in (("seconds", "{:.1f}"), ("cohort", "{}"), ("clients", "{}"), ("loss", "{:.4f}"))
+        for name, form in (("loss", "{:.4f}"), ("accuracy", "{:.2%}"))
     ]
-    accuracy = "" if record["accuracy"] is None else f"{record['accuracy']:.2%}"
-    return [version, record["task"], outcome, _clock(record["ended"]), *numbers, accuracy]
+    ended = time.strftime("%m-%d %H:%M", time.localtime(record["ended"]))
+    reports = f"{record['clients']} of {record['cohort']}"
+    seconds = f"{record['seconds']:.1f}"
+    return [str(record["number"]), record["task"], " ".join(filter(None, words)), ended, seconds, reports, *figures]
 
 
 def _clock(seconds: float) -> str:
