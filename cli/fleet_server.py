@@ -114,7 +114,9 @@ class FleetServer:
         try:
             message = str(json.loads(body)["message"])
         except (ValueError, KeyError, TypeError):
-            return NetworkError(f"{self._url}{path}: the server answers with status {status}")
+            return NetworkError(
+                f"{self._url}{path}: the server answers with status {status}; is it a pocketfed server?"
+            )
         if status == 401:
             return InputError(f"{self._url}: the server does not know this key; --keys names the folder with its own")
         kinds: dict[int, type[PocketfedError]] = {400: InputError, 409: CheckFailedError}

@@ -127,4 +127,4 @@ def _reason(response: Response) -> str:
         message = None
     if isinstance(message, str) and message.isprintable():
         return f"the server answers with status {response.status}: {message}"
-    return f"the server's answer (status {response.status}) is not understood"
+    return f"the server's answer (status {response.status}) is not understood; is it a pocketfed server?"

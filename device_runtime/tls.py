@@ -44,6 +44,13 @@ def certificate_error(url: str, error: ssl.SSLCertVerificationError) -> Pocketfe
     return UntrustedError(f"{reason}; name the authority that issued it with --ca-file, if it is a private one")
 
 
+def no_tls(error: Exception) -> str | None:
+    """What is said where a server answers a TLS handshake in the clear; None of any other error."""
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "no TLS is spoken there: is the port right, or is it an http:// server?"
+    return None
+
+
 def is_loopback(host: str) -> bool:
     """Whether what is sent to this host stays on this device."""
     try:

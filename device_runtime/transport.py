@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from device_runtime.deadline import device_clock
 from device_runtime.errors import InputError, NetworkError, PocketfedError, TurnedAwayError
-from device_runtime.tls import certificate_error, is_loopback, tls_context
+from device_runtime.tls import certificate_error, is_loopback, no_tls, tls_context
 
 _MAX_ANSWER = 1 << 20
 _KEPT_SECONDS = 4.0  # for which a connection is good that nobody uses; servers and networks drop it soon after
@@ -247,7 +247,7 @@ class Transport:
                 reason, wait = str(error), error.wait
                 failures = 0 if error.moved else failures + 1
             except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host's name, a header
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                reason = no_tls(error) or getattr(error, "strerror", None) or str(error) or type(error).__name__
                 failures += 1
             wait = max(self._retry.wait(max(failures, 1), self._jitter()), wait * (1 + 0.2 * abs(self._jitter())))
             spent = failures >= self._retry.attempts

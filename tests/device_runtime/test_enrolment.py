@@ -223,7 +223,9 @@ def test_a_refusal_is_one_line_that_says_what_to_do(
 def test_an_answer_that_is_none_enrols_nobody(script: Any, tmp_path: Path, capsys: Capture, answer: bytes) -> None:
     script.answers = [(200, answer)]
     assert main(enrolling(script.url, tmp_path)) == 3
-    assert one_line(capsys) == "enrolment: the server's answer (status 200) is not understood"
+    assert (
+        one_line(capsys) == "enrolment: the server's answer (status 200) is not understood; is it a pocketfed server?"
+    )
     assert not kept(tmp_path / "rounds", script.url).enrolled
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,14 @@ def test_a_certificate_that_signs_itself(tmp_path: Path, authority: Authority) -
             )
         assert server.requests == []
         assert Transport(server.url, tls=tls_context(path)).request("GET", "/").body == b"hello"
+
+
+def test_a_server_that_speaks_no_tls_is_named_so(script: Any) -> None:
+    url = script.url.replace("http://", "https://")
+    with pytest.raises(NetworkError) as caught:
+        Transport(url, retry=RetryPolicy(1)).request("GET", "/f")
+    reason = "no TLS is spoken there: is the port right, or is it an http:// server?"
+    assert str(caught.value) == f"{url}/f: {reason} (1 attempts)"
 
 
 def test_a_certificate_of_the_future_is_a_matter_of_the_clock(authority: Authority) -> None:

@@ -263,11 +263,11 @@ def test_an_answer_that_is_not_understood(
     script.answers = [(400, body)]
     with pytest.raises(NetworkError) as caught:
         call(ServerClient(connect(script.url)))
-    assert str(caught.value) == f"{what}: the server's answer (status 400) is not understood"
+    assert str(caught.value) == f"{what}: the server's answer (status 400) is not understood; is it a pocketfed server?"
     script.answers = [(403, body)]
     with pytest.raises(TurnedAwayError) as away:
         call(ServerClient(connect(script.url)))
-    assert str(away.value) == f"{what}: the server's answer (status 403) is not understood"
+    assert str(away.value) == f"{what}: the server's answer (status 403) is not understood; is it a pocketfed server?"
 
 
 @pytest.mark.parametrize(("what", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
