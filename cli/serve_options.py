@@ -21,7 +21,13 @@ AGGREGATORS = ("mean", "median", "trimmed_mean")
 
 _LISTENING = (
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
-    click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one."),
+    click.option(
+        "--port",
+        default=8080,
+        show_default=True,
+        type=click.IntRange(0, 65_535),
+        help="Port to listen on; 0 takes a free one.",
+    ),
     click.option("--tls-cert", type=_FILE, help="Certificate chain for TLS, a PEM file."),
     click.option("--tls-key", type=_FILE, help="Its private key, a PEM file."),
     click.option("--insecure", is_flag=True, help="Plain HTTP for other machines too: behind a proxy that speaks TLS."),

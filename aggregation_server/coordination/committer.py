@@ -132,10 +132,16 @@ class Committer:
             ledger.set_fleet(clock=now)
         fields, number, loss = fields_of(record), record.number, record.loss
         if version is None:
-            logger.info("version %d evaluated: accuracy %s, loss %s", number, record.accuracy, loss, extra=fields)
+            accuracy = _short(record.accuracy)
+            logger.info("version %d evaluated: accuracy %s, loss %s", number, accuracy, _short(loss), extra=fields)
         else:
-            logger.info("round %d committed: %d reports, loss %s", number, record.clients, loss, extra=fields)
+            logger.info("round %d committed: %d reports, loss %s", number, record.clients, _short(loss), extra=fields)
         return True
+
+
+def _short(number: float | None) -> str:
+    """A figure as a person reads it; the event's fields have all of its digits."""
+    return "unknown" if number is None else f"{number:.4g}"
 
 
 def _evaluated(reports: list[CountedReport]) -> Outcome:

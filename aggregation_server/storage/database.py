@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from aggregation_server.storage.migrations import upgrade
 from device_runtime.errors import InputError, NetworkError
@@ -26,7 +26,7 @@ _POOL = {"pool_size": 5, "max_overflow": 45, "pool_timeout": _LOCK_SECONDS, "poo
 _COMMIT_LOCK = 0x706F_636B
 _START_LOCK = 0x706F_636C
 
-
+_EXPECTED = "expected sqlite:///FILE or postgresql://…"
 _IN_MEMORY = (None, "", ":memory:")
 
 
@@ -132,15 +132,22 @@ def reason(error: BaseException) -> str:
     return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
 
 
+def _url(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError:  # it is no URL at all, such as a file's name
+        raise ValueError(_EXPECTED) from None
+
+
 def _engine(url: str) -> tuple[Engine, str]:
     try:
-        parsed: URL = make_url(url)
+        parsed: URL = _url(url)
         name = parsed.render_as_string(hide_password=True)
         if parsed.drivername in ("postgresql", "postgres"):  # the driver that is installed
             parsed = parsed.set(drivername="postgresql+psycopg")
         sqlite = parsed.get_backend_name() == "sqlite"
         if parsed.get_backend_name() not in ("sqlite", "postgresql") or (sqlite and parsed.database in _IN_MEMORY):
-            raise ValueError("expected sqlite:///FILE or postgresql://…")
+            raise ValueError(_EXPECTED)
         arguments = {"timeout": _LOCK_SECONDS} if sqlite else {"connect_timeout": 10, "tcp_user_timeout": 10_000}
         engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite, **_POOL)
     except (SQLAlchemyError, ImportError, ValueError) as error:

@@ -206,7 +206,7 @@ def test_a_file_that_is_no_database_is_refused_by_name(store_url: str, tmp_path:
     ("url", "message"),
     [
         ("sqlite:////nowhere/at/all.db", "/nowhere/at/all.db: can't open the server's database: No such file"),
-        ("server.db", "server.db: can't open the server's database: Could not parse SQLAlchemy URL"),
+        ("server.db", "server.db: can't open the server's database: expected sqlite:///FILE or postgresql://…"),
         ("sqlite:///q.db?timeout=abc", "sqlite: can't open the server's database: could not convert string to float"),
         ("sqlite://", "sqlite: can't open the server's database: expected sqlite:///FILE or postgresql://…"),
         ("mysql://user:secret@host/db", "mysql: can't open the server's database: expected sqlite:///FILE or post"),

@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +125,13 @@ def test_rounds_from_the_first_to_a_version_for_users(
     assert server("rounds", "--last", 2) == 0
     table = capsys.readouterr().out
     assert "rollback" in table and "committed to 1" in table and "0.1250" in table
-    assert "1 (released)" not in table  # it is the third from last
+    assert "(released)" not in table  # it is the third from last
+    monkeypatch.setenv("COLUMNS", "80")
     assert server("rounds") == 0
-    assert "1 (released)" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines) and max(map(len, lines)) <= 80
+    row = r"1 +training +committed +\d\d-\d\d \d\d:\d\d +\d+\.\d +1 of 1 +0\.2500 *"
+    assert re.fullmatch(row, lines[1]) and lines[2].strip() == "(released)"
 
 
 def test_pause_and_resume(server: Served, capsys: Capture) -> None:
@@ -212,6 +218,7 @@ def test_what_the_server_does_not_do(arguments: list[str], message: str, server:
         (["rollback", "latest"], "Invalid value for 'VERSION': 'latest' is not a valid integer range."),
         (["rounds", "--last", "1001"], "Invalid value for '--last': 1001 is not in the range 1<=x<=1000."),
         (["revoke"], "Missing argument 'CLIENT'."),
+        (["serve", "bundles", "--port", "65536"], "Invalid value for '--port': 65536 is not in the range 0<=x<=65535."),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: Capture) -> None:
@@ -270,6 +277,25 @@ def test_a_server_that_is_not_there(server: Served, capsys: Capture) -> None:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         assert Served(url, server.keys)("pause") == 3
     assert _one_line(capsys) == f"{url}/v1/pause: Connection refused (3 attempts)"
+
+
+class _OfAnotherKind(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_of_another_kind(server: Served, capsys: Capture) -> None:
+    with HTTPServer(("127.0.0.1", 0), _OfAnotherKind) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        assert Served(url, server.keys)("rounds") == 3
+        thread.join()
+    told = _one_line(capsys)
+    assert told == f"{url}/v1/status: the server answers with status 404; is it a pocketfed server?"
 
 
 def test_a_path_that_is_no_server_s(server: Served, capsys: Capture) -> None:
