@@ -6,11 +6,9 @@ import json
 import re
 import shutil
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -279,28 +277,10 @@ def test_a_server_that_is_not_there(server: Served, capsys: Capture) -> None:
     assert _one_line(capsys) == f"{url}/v1/pause: Connection refused (3 attempts)"
 
 
-class _OfAnotherKind(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_error(404)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_a_server_of_another_kind(server: Served, capsys: Capture) -> None:
-    with HTTPServer(("127.0.0.1", 0), _OfAnotherKind) as other:
-        thread = threading.Thread(target=other.handle_request)
-        thread.start()
-        url = f"http://127.0.0.1:{other.server_port}"
-        assert Served(url, server.keys)("rounds") == 3
-        thread.join()
-    told = _one_line(capsys)
-    assert told == f"{url}/v1/status: the server answers with status 404; is it a pocketfed server?"
-
-
 def test_a_path_that_is_no_server_s(server: Served, capsys: Capture) -> None:
     assert main(["rounds", "--server", f"{server.url}/fleet", "--keys", str(server.keys)]) == 3
-    assert _one_line(capsys) == f"{server.url}/fleet/v1/status: the server answers with status 404"
+    told = "the server answers with status 404; is it a pocketfed server?"
+    assert _one_line(capsys) == f"{server.url}/fleet/v1/status: {told}"
     assert main(["rounds", "--server", f"{server.url}/?fleet", "--keys", str(server.keys)]) == 2
     assert _one_line(capsys) == f"server '{server.url}/?fleet': expected a URL such as http://127.0.0.1:8080"
 
