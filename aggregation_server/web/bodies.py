@@ -93,6 +93,13 @@ class Readings:
                 del self._clocks[caller]
 
 
+def declared_length(request: Request, otherwise: int) -> int:
+    """The length of the body as the request says it; `otherwise` where it says none."""
+    text = request.headers.get("content-length", "")
+    # Zeros in front are allowed, and Python reads no number of thousands of digits.
+    return int(text.lstrip("0") or "0") if text.isdecimal() else otherwise
+
+
 async def read_body(
     request: Request, limit: int, slow_seconds: float, readings: Readings | None = None, caller: str = ""
 ) -> bytes | None:
@@ -108,8 +115,7 @@ async def read_body(
     Raises:
         ProblemError: it came too slowly (status 408).
     """
-    declared = request.headers.get("content-length", "")
-    size = int(declared) if declared.isdecimal() else limit
+    size = declared_length(request, limit)
     if size > limit:
         return None
     parts: list[bytes] = []

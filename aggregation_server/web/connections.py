@@ -12,12 +12,14 @@ somebody holds open to keep others out is what goes first.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 _LOOKS = 8  # at the list, in the shortest of the times
 _WRITE_BUFFER = 64 << 10  # bytes that wait for a slow reader, besides one chunk of the answer
+_MOST_REQUESTS = 16  # of a connection that wait for an answer; devices, browsers and proxies send the next one after it
 _MOST_HEADERS = 64 << 10  # bytes of a request line and headers; httptools knows no bound
 
 
@@ -110,6 +112,10 @@ def bounded_protocol(connections: Connections, base: Any = AutoHTTPProtocol) -> 
         _headers_read = 0
         _body_comes = False
 
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self._cycles: deque[Any] = deque()  # of requests that are not answered yet, in their order
+
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             transport.set_write_buffer_limits(_WRITE_BUFFER)
@@ -118,6 +124,12 @@ def bounded_protocol(connections: Connections, base: Any = AutoHTTPProtocol) -> 
         def connection_lost(self, exc: Exception | None) -> None:
             connections.closed(self)
             super().connection_lost(exc)
+
+        def eof_received(self) -> None:  # which closes the transport; uvicorn would write to it until it is told
+            for cycle in self._cycles:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            super().eof_received()
 
         def data_received(self, data: bytes) -> None:
             body = self._body_comes  # what is left of one that was answered before its end: it is only let go by
@@ -130,11 +142,19 @@ def bounded_protocol(connections: Connections, base: Any = AutoHTTPProtocol) -> 
                 if self._headers_read > _MOST_HEADERS:
                     connections.abort(self)
 
+        def on_headers_complete(self) -> None:  # of httptools; h11 reads no request before the one in front is answered
+            if len(self._cycles) == _MOST_REQUESTS:
+                raise ValueError("too many requests wait")  # status 400, and the connection's end
+            super().on_headers_complete()
+            self._cycles.append(self.cycle)
+
         def on_message_complete(self) -> None:  # of httptools; h11 bounds headers itself
             super().on_message_complete()
             self._body_comes = False
 
         def on_response_complete(self) -> None:
+            if self._cycles:
+                self._cycles.popleft()
             super().on_response_complete()
             if not self._answering():  # else the next one was here already
                 connections.wait(self)

@@ -47,7 +47,7 @@ from aggregation_server.web.answers import (
     part_answer,
     problems,
 )
-from aggregation_server.web.bodies import LARGEST_MESSAGE, Memory, Readings, read_body, read_message
+from aggregation_server.web.bodies import LARGEST_MESSAGE, Memory, Readings, declared_length, read_body, read_message
 from aggregation_server.web.callers import Keys, caller_of, is_person, unknown_caller
 from aggregation_server.web.ranges import asked_range
 from device_runtime import messages
@@ -144,9 +144,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas
         if coordinator.ticket(token, caller.name) is None:
             await _asked(desk, caller, Admission(caller))
             return _reported(coordinator.refuse(UNKNOWN_TOKEN.reason, UNKNOWN_TOKEN.message))
-        declared = request.headers.get("content-length", "")
-        size = min(int(declared), largest) if declared.isdecimal() else largest
-        async with uploads.taken(size):
+        async with uploads.taken(min(declared_length(request, largest), largest)):
             body = await read_body(request, largest, quotas.slow_seconds, readings, caller.name)
             if body is None:
                 message = f"an update for this model has at most {largest} bytes"

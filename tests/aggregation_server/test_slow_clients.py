@@ -139,6 +139,32 @@ def test_requests_in_one_packet_are_all_answered(server: Running) -> None:
     assert heard.count(b'{"status":"alive"}') == 3
 
 
+def test_more_requests_in_one_packet_than_anybody_sends_end_the_connection(server: Running) -> None:
+    with connected(server, head("GET", "/healthz") * 16) as connection:
+        heard = until_closed(connection)[1]
+    assert heard.count(b'{"status":"alive"}') == 16
+    with connected(server, head("GET", "/healthz") * 5000) as connection:
+        seconds, heard = until_closed(connection)
+    assert seconds < LATER and heard.count(b'{"status":"alive"}') <= 16
+
+
+def test_who_asks_twice_and_says_no_more_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    """The connection's end is found when the first answer has gone, in the midst of the second."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.to_thread(time.sleep, 0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    with running(application, Connections(10, idle_seconds=60, slow_seconds=SLOW)) as address:
+        with closing(socket.create_connection(address, timeout=20)) as hasty:
+            hasty.sendall((head("POST", "/", length=2) + b"{}") * 2)
+            hasty.shutdown(socket.SHUT_WR)
+            until_closed(hasty)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("path", [messages.CHECK_IN, messages.ENROL])
 def test_a_message_that_comes_byte_by_byte_is_not_waited_for(server: Running, path: str) -> None:
     server.device("slow")
@@ -183,6 +209,15 @@ def test_what_is_refused_at_once_is_heard_although_the_body_goes_on(server: Runn
         seconds, heard = until_closed(connection, b"x" * 300)  # not for as long as it likes
     assert status_of(heard) == 401
     assert IDLE * 0.9 <= seconds < IDLE + LATER
+
+
+@pytest.mark.parametrize("path", [messages.CHECK_IN, messages.ENROL, messages.REPORT])
+def test_zeros_in_front_of_a_length_change_nothing(server: Running, path: str) -> None:
+    named = {"Pocketfed-Token": server.check_in("zeros")}
+    for content in (b"{}", b""):
+        request = head("POST", path, "zeros", **named, Content_Length=f"{len(content):0>5000}", Connection="close")
+        with connected(server, request, content) as connection:
+            assert status_of(until_closed(connection)[1]) == 400, "nothing but what the body is worth"
 
 
 def test_headers_without_end_are_refused(server: Running) -> None:
@@ -239,35 +274,37 @@ def test_a_reader_who_does_not_read_is_not_waited_for_and_costs_little() -> None
     content = b"x" * (64 << 20)  # more than the kernel keeps for a reader
     connections = Connections(10, idle_seconds=60, slow_seconds=SLOW)
     buffered: list[int] = []
-    config = uvicorn.Config(
-        ContentResponse(content), http=bounded_protocol(connections), log_level="error", lifespan="off", ws="none"
-    )
-    uvicorn_server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(uvicorn_server.serve([listener])))
-        thread.start()
-        try:
-            with closing(http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=20)) as diligent:
-                diligent.request("GET", "/")
-                assert diligent.getresponse().read() == content
-            with closing(socket.create_connection(listener.getsockname(), timeout=20)) as lazy:
-                lazy.sendall(head("GET", "/"))
-                began = time.monotonic()
-                while len(connections) == 0 and time.monotonic() < began + LATER:
-                    time.sleep(0.01)
-                while len(connections) and time.monotonic() < began + 2 * LATER:
-                    buffered += [one.transport.get_write_buffer_size() for one in open_connections(uvicorn_server)]
-                    time.sleep(0.01)
-                assert not len(connections)
-                assert time.monotonic() - began >= SLOW * 0.9
-        finally:
-            uvicorn_server.should_exit = True
-            thread.join()
+    with running(ContentResponse(content), connections) as address:
+        with closing(http.client.HTTPConnection(*address, timeout=20)) as diligent:
+            diligent.request("GET", "/")
+            assert diligent.getresponse().read() == content
+        with closing(socket.create_connection(address, timeout=20)) as lazy:
+            lazy.sendall(head("GET", "/"))
+            began = time.monotonic()
+            while len(connections) == 0 and time.monotonic() < began + LATER:
+                time.sleep(0.01)
+            while len(connections) and time.monotonic() < began + 2 * LATER:
+                buffered += [one.get_write_buffer_size() for one in list(connections._open.values())]
+                time.sleep(0.01)
+            assert not len(connections)
+            assert time.monotonic() - began >= SLOW * 0.9
     assert 0 < max(buffered) < 1 << 20
 
 
-def open_connections(server: uvicorn.Server) -> list[Any]:
-    return list(server.server_state.connections)
+@contextmanager
+def running(application: Any, connections: Connections) -> Iterator[tuple[str, int]]:
+    """The address of a uvicorn server in this process, with these connections."""
+    protocol = bounded_protocol(connections)
+    config = uvicorn.Config(application, http=protocol, log_level="error", log_config=None, lifespan="off", ws="none")
+    uvicorn_server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            uvicorn_server.should_exit = True
+            thread.join()
 
 
 def test_room_is_made_for_connections_as_far_as_the_system_permits() -> None:
