@@ -8,6 +8,7 @@ nothing is held in memory but sums.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,13 +146,10 @@ def _short(number: float | None) -> str:
 
 
 def _evaluated(reports: list[CountedReport]) -> Outcome:
-    """Means over all predictions of all devices."""
+    """Means over all predictions of all devices; None of one that is no number."""
     said = [report.evaluation for report in reports if report.evaluation is not None]
     count = sum(int(one["count"]) for one in said)
-    result = {
-        "loss": sum(float(one["loss_sum"]) for one in said) / count,
-        "accuracy": sum(float(one["correct"]) for one in said) / count,
-        "examples": count,
-        "clients": len(said),
-    }
-    return Outcome(result)
+    means = (sum(float(one[name]) for one in said) / count for name in ("loss_sum", "correct"))
+    # Each sum was finite, but theirs may overflow; JSON has no word for that.
+    loss, accuracy = (mean if math.isfinite(mean) else None for mean in means)
+    return Outcome({"loss": loss, "accuracy": accuracy, "examples": count, "clients": len(said)})

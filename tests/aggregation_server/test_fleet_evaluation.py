@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from pydantic_core import to_json
 
 from device_runtime.work import ClientWork
 from tests.aggregation_server.fleet import Fleet, evaluation
@@ -76,6 +77,18 @@ def test_an_evaluation_is_the_mean_over_all_predictions(make_fleet: Make, caplog
     assert record.counts.upload_bytes > 0
     fleet.run_round("a", "b")
     assert [record.number for record in fleet.history()] == [1, 1, 2]
+
+
+def test_a_mean_that_is_no_number_is_none(make_fleet: Make) -> None:
+    fleet = evaluating(make_fleet)
+    fleet.join("b", "c")
+    for name in "bc":
+        body = evaluation(1, count=10, correct=5.0, loss_sum=1.7e308)
+        assert fleet.report(name, body).verdict == "accepted"
+    assert fleet.commit()
+    record = fleet.history()[-1]
+    assert (record.outcome, record.loss, record.accuracy) == ("committed", None, 0.5)
+    assert b"Infinity" not in to_json(fleet.status()), "a browser could not read the status any more"
 
 
 def test_a_device_without_test_examples_is_not_asked_to_evaluate(make_fleet: Make) -> None:
