@@ -163,10 +163,10 @@ class Round:
             if late:
                 return self.abandoned("selection_timeout", now)
         elif self.phase is Phase.REPORTING:
-            # Where the whole of a small cohort has reported, nothing is left to wait for.
-            if self.reported >= min(config.goal_count, self.cohort):
-                return replace(self, phase=Phase.COMMITTING, since=now)
-            if late and self.reported >= config.minimum_reports:
+            # Where the whole of a small cohort has reported, nothing is left to wait for. The cohort may be smaller than
+            # the minimum, where the server was started anew with another one.
+            all_there = self.reported >= min(config.goal_count, self.cohort)
+            if (all_there or late) and self.reported >= config.minimum_reports:
                 return replace(self, phase=Phase.COMMITTING, since=now)
             if late:
                 return self.abandoned("reporting_timeout", now)

@@ -220,6 +220,14 @@ def test_a_small_cohort_is_not_waited_for_after_its_last_report() -> None:
     assert reported(started(1), 1, 11).phase is Phase.COMMITTING
 
 
+def test_a_cohort_below_the_minimum_of_a_server_that_was_started_anew_is_not_enough() -> None:
+    config = replace(CONFIG, minimum_reports=2)
+    current = reported(replace(started(1), config=config), 1, 11)
+    assert current.phase is Phase.REPORTING
+    current = current.tick(30)
+    assert (current.phase, current.reason) == (Phase.ABANDONED, "reporting_timeout")
+
+
 def test_reporting_deadline_commits_with_the_minimum() -> None:
     current = reported(started(2), 1, 11)
     assert (current.due, current.deadline) == (30, 30)
