@@ -11,7 +11,7 @@ from aggregation_server.coordination.coordinator import Coordinator
 from aggregation_server.history import RoundRecord
 from aggregation_server.rounds import Phase
 from aggregation_server.storage.ledger import Ledger
-from device_runtime.errors import InputError
+from device_runtime.errors import InputError, IntegrityError
 
 
 class Operations:
@@ -42,7 +42,7 @@ class Operations:
         The open round is abandoned. The history stays: going back makes a version of its own, with the next number.
 
         Raises:
-            InputError: the version is not there any more, or never was.
+            InputError: the version is not there any more, or never was, or another optimiser made it.
         """
         coordinator = self._coordinator
         with self._ledger() as ledger:
@@ -53,11 +53,12 @@ class Operations:
                     f"version {number}: not there to go back to; the last {coordinator.task.keep_versions} versions up"
                     f" to {fleet.number}, the first and the released one are kept"
                 )
+            optimizer = ledger.optimizer(number) if number else None
+            self._require_loadable(number, optimizer)
             self._end_open_round(ledger, "rollback", (Phase.SELECTION, Phase.REPORTING, Phase.COMMITTING))
             now = time.time()
             record = RoundRecord(fleet.number + 1, "committed", identity, now, now, task="rollback")
             record = replace(record, reason=f"to {number}")
-            optimizer = ledger.optimizer(number) if number else None
             record = ledger.insert_record(record, coordinator.clock.agree(fleet.clock), optimizer)
             ledger.set_fleet(number=record.number, weights=identity)
         coordinator.hurry()
@@ -78,6 +79,17 @@ class Operations:
                 )
             ledger.set_fleet(released=number)
         return identity
+
+    def _require_loadable(self, number: int, optimizer: bytes | None) -> None:
+        """Raise InputError where no server with this task could go on from a version: all would stand still."""
+        coordinator = self._coordinator
+        try:
+            coordinator.task.optimizer.load(optimizer or b"", coordinator.bundle.manifest.tensors)
+        except IntegrityError:
+            raise InputError(
+                f"version {number}: made with another --server-optimizer than {coordinator.task.optimizer.name}; start"
+                " the server with that one first"
+            ) from None
 
     def _ledger(self) -> AbstractContextManager[Ledger]:
         return self._coordinator.store.ledger(self._coordinator.task.round)

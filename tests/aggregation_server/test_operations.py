@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import update
 
+from aggregation_server.aggregation.server_optimizer import ServerOptimizer
 from aggregation_server.storage.schema import ROUNDS
 from device_runtime.errors import InputError
 from device_runtime.messages import CheckInReply, ReportReply
@@ -149,16 +150,31 @@ def test_a_rollback_while_a_commit_computes_wins(make_fleet: Make, monkeypatch: 
 
 
 def test_a_rollback_brings_back_the_optimiser_s_state(make_fleet: Make) -> None:
-    fleet = make_fleet(over_selection=1)
+    fleet = make_fleet(over_selection=1, optimizer=ServerOptimizer("momentum"))
     rounds(fleet, 2)
-    with fleet.store.ledger(fleet.coordinator.task.round) as ledger:
-        for number in (1, 2):
-            row = update(ROUNDS).where(ROUNDS.c.number == number)
-            ledger.connection.execute(row.values(optimizer=f"moments {number}".encode()))
+    first, second = fleet.store.optimizer(1), fleet.store.optimizer(2)
+    assert first is not None and second is not None and first != second
     fleet.operations.rollback(1)
-    assert fleet.store.optimizer(3) == b"moments 1"
+    assert fleet.store.optimizer(3) == first
     fleet.operations.rollback(0)
     assert fleet.store.optimizer(4) is None
+
+
+def test_a_rollback_to_what_another_optimiser_made_is_refused_and_rounds_go_on(make_fleet: Make) -> None:
+    fleet = make_fleet(over_selection=1, optimizer=ServerOptimizer("momentum"))
+    rounds(fleet, 1)
+    fleet.operations.rollback(0)
+    fleet.close()
+    fleet = make_fleet(over_selection=1, optimizer=ServerOptimizer("fedadam"))
+    fleet.run_round("a", "b")
+    with pytest.raises(InputError) as caught:
+        fleet.operations.rollback(1)
+    assert str(caught.value) == (
+        "version 1: made with another --server-optimizer than fedadam; start the server with that one first"
+    )
+    fleet.run_round("a", "b")
+    fleet.operations.rollback(0)
+    fleet.run_round("a", "b")
 
 
 @pytest.mark.parametrize("number", [-1, 2, 3, 99])
