@@ -106,7 +106,8 @@ class Downlink:
 
     def encoded(self, identity: str) -> bytes | None:
         """Encoded weights by the SHA-256 of their bytes; None where they are not there any more."""
-        return next((one.data for one in self._encoded.values() if one.identity == identity), None)
+        known = list(self._encoded.values())  # the committer may add another one meanwhile
+        return next((one.data for one in known if one.identity == identity), None)
 
     def route(self, holds: str, wanted: str, whole_size: int) -> Route:
         """The way to a version with the fewest bytes.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from aggregation_server.aggregation.downlink import DOWNLINKS, Downlink, Route
+from aggregation_server.aggregation.downlink import DOWNLINKS, Downlink, EncodedWeights, Route
 from aggregation_server.aggregation.server_optimizer import ServerOptimizer
 from aggregation_server.aggregation.state import ServerState
 from device_runtime.encoded_weights import decoded_weights
@@ -136,6 +136,21 @@ def test_old_versions_are_forgotten() -> None:
     states, _ = trained(downlink, 20)
     assert downlink.route(states[3].identity, states[5].identity, WHOLE) == Route()
     assert downlink.route(states[4].identity, states[5].identity, WHOLE).encoded
+
+
+def test_another_version_may_come_while_one_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    downlink = Downlink(SPECS, MODEL, "q8", 5)
+    states, _ = trained(downlink, 3)
+    (wanted,) = downlink.route(states[2].identity, states[3].identity, WHOLE).encoded
+
+    def hashed(data: bytes) -> str:  # takes its time, in which the committer's thread goes on
+        downlink.remember("new", EncodedWeights("", b"new"))
+        return sha256(data)
+
+    monkeypatch.setattr("aggregation_server.aggregation.downlink.sha256", hashed)
+    for one in downlink._encoded.values():
+        vars(one).pop("identity", None)
+    assert sha256(downlink.encoded(wanted) or b"") == wanted
 
 
 def test_changed_bytes_never_become_weights() -> None:
