@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +75,35 @@ def test_a_key_is_drawn_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     assert len(key) == 43 and path.read_text() == key + "\n"
     assert read_key(path, "operator") == key
     assert read_key(tmp_path / "viewer.key", "viewer") != key
+
+
+def test_a_disk_that_is_full_leaves_no_key_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "operator.key"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(InputError) as caught:
+        patched.setattr("os.fsync", full)
+        read_key(path, "operator")
+    assert str(caught.value) == f"{path}: can't keep the operator's key there: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+    assert len(read_key(path, "operator")) == 43
+
+
+def test_servers_that_start_at_once_have_the_same_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "operator.key"
+    draw = secrets.token_urlsafe
+
+    def slowly(length: int) -> str:
+        time.sleep(0.02)
+        return draw(length)
+
+    monkeypatch.setattr(secrets, "token_urlsafe", slowly)
+    with ThreadPoolExecutor(16) as executor:
+        keys = list(executor.map(lambda _: read_key(path, "operator"), range(64)))
+    assert len(set(keys)) == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
