@@ -163,8 +163,8 @@ class Round:
             if late:
                 return self.abandoned("selection_timeout", now)
         elif self.phase is Phase.REPORTING:
-            # Where the whole of a small cohort has reported, nothing is left to wait for. The cohort may be smaller than
-            # the minimum, where the server was started anew with another one.
+            # Where the whole of a small cohort has reported, nothing is left to wait for. It may be smaller than the
+            # minimum, where the server was started anew with another one.
             all_there = self.reported >= min(config.goal_count, self.cohort)
             if (all_there or late) and self.reported >= config.minimum_reports:
                 return replace(self, phase=Phase.COMMITTING, since=now)

@@ -157,11 +157,11 @@ def test_who_asks_twice_and_says_no_more_leaves_no_trace(caplog: pytest.LogCaptu
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    with running(application, Connections(10, idle_seconds=60, slow_seconds=SLOW)) as address:
-        with closing(socket.create_connection(address, timeout=20)) as hasty:
-            hasty.sendall((head("POST", "/", length=2) + b"{}") * 2)
-            hasty.shutdown(socket.SHUT_WR)
-            until_closed(hasty)
+    connections = Connections(10, idle_seconds=60, slow_seconds=SLOW)
+    with running(application, connections) as address, closing(socket.create_connection(address, timeout=20)) as hasty:
+        hasty.sendall((head("POST", "/", length=2) + b"{}") * 2)
+        hasty.shutdown(socket.SHUT_WR)
+        until_closed(hasty)
     assert caplog.messages == []
 
 
