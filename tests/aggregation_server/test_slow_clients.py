@@ -213,9 +213,10 @@ def test_what_is_refused_at_once_is_heard_although_the_body_goes_on(server: Runn
 
 @pytest.mark.parametrize("path", [messages.CHECK_IN, messages.ENROL, messages.REPORT])
 def test_zeros_in_front_of_a_length_change_nothing(server: Running, path: str) -> None:
-    named = {"Pocketfed-Token": server.check_in("zeros")}
+    token = server.check_in("zeros")
     for content in (b"{}", b""):
-        request = head("POST", path, "zeros", **named, Content_Length=f"{len(content):0>5000}", Connection="close")
+        length = f"{len(content):0>5000}"
+        request = head("POST", path, "zeros", Pocketfed_Token=token, Content_Length=length, Connection="close")
         with connected(server, request, content) as connection:
             assert status_of(until_closed(connection)[1]) == 400, "nothing but what the body is worth"
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cli.logs import log_to_stderr
+from cli.logs import Sparing, log_to_stderr
 from device_runtime import messages
 from device_runtime.bundle import Bundle, Manifest
 from device_runtime.codec import encode
@@ -109,6 +110,30 @@ def test_a_mistake_in_the_server_is_one_line_too(capsys: pytest.CaptureFixture[s
         "Exception in ASGI application",
     )
     assert said["error"].startswith("Traceback") and said["error"].endswith("ValueError: two\nlines")
+
+
+def test_rubbish_that_anybody_can_send_is_told_once_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr()
+    uvicorn, ours = logging.getLogger("uvicorn.error"), logging.getLogger("aggregation_server.server")
+    for _ in range(100):
+        uvicorn.warning("Invalid HTTP request received.")
+        uvicorn.warning("Unsupported upgrade request.")
+        ours.info("ours")
+    lines = Counter(line.partition(" ")[2] for line in capsys.readouterr().err.splitlines())
+    assert lines.pop("ours") == 100
+    assert lines.keys() == {"Invalid HTTP request received.", "Unsupported upgrade request."}
+    assert lines.total() <= 4, "a second may have passed"
+
+
+def test_the_same_is_told_again_after_a_second() -> None:
+    now = [5.0]
+    sparing = Sparing(lambda: now[0])
+    record = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "rubbish", None, None)
+    assert sparing.filter(record)
+    now[0] += 0.9
+    assert not sparing.filter(record)
+    now[0] += 0.1
+    assert sparing.filter(record)
 
 
 def test_people_read_lines(capsys: pytest.CaptureFixture[str]) -> None:
