@@ -12,7 +12,6 @@ somebody holds open to keep others out is what goes first.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -105,31 +104,48 @@ class Connections:
             self._later()
 
 
+class _Lasting:
+    """A transport that may be used until its protocol is told that the connection was lost, as asyncio's own may.
+
+    uvloop's raise once the other side has gone: a device that drops out just when it is answered would be a mistake of
+    the server's, with a traceback in the log.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 def bounded_protocol(connections: Connections, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:
     """uvicorn's protocol class `base`, whose connections are bounded."""
 
     class BoundedProtocol(base):
         _headers_read = 0
         _body_comes = False
-
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            self._cycles: deque[Any] = deque()  # of requests that are not answered yet, in their order
+        _unanswered = 0  # requests
 
         def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
+            super().connection_made(_Lasting(transport))
             transport.set_write_buffer_limits(_WRITE_BUFFER)
             connections.opened(self, transport)
 
         def connection_lost(self, exc: Exception | None) -> None:
             connections.closed(self)
             super().connection_lost(exc)
-
-        def eof_received(self) -> None:  # which closes the transport; uvicorn would write to it until it is told
-            for cycle in self._cycles:
-                cycle.disconnected = True
-                cycle.message_event.set()
-            super().eof_received()
 
         def data_received(self, data: bytes) -> None:
             body = self._body_comes  # what is left of one that was answered before its end: it is only let go by
@@ -143,18 +159,17 @@ def bounded_protocol(connections: Connections, base: Any = AutoHTTPProtocol) -> 
                     connections.abort(self)
 
         def on_headers_complete(self) -> None:  # of httptools; h11 reads no request before the one in front is answered
-            if len(self._cycles) == _MOST_REQUESTS:
+            if self._unanswered == _MOST_REQUESTS:
                 raise ValueError("too many requests wait")  # status 400, and the connection's end
             super().on_headers_complete()
-            self._cycles.append(self.cycle)
+            self._unanswered += 1
 
         def on_message_complete(self) -> None:  # of httptools; h11 bounds headers itself
             super().on_message_complete()
             self._body_comes = False
 
         def on_response_complete(self) -> None:
-            if self._cycles:
-                self._cycles.popleft()
+            self._unanswered -= 1
             super().on_response_complete()
             if not self._answering():  # else the next one was here already
                 connections.wait(self)
