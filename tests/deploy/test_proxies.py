@@ -47,12 +47,14 @@ class Proxy:
         name: of the program, and its Debian package.
         check: arguments that have it check a configuration and end.
         start: arguments that have it run in the foreground.
+        patience: what our configuration says of how long a body may take.
     """
 
     name: str
     package: str
     check: Sequence[str]
     start: Sequence[str]
+    patience: str
 
     @property
     def program(self) -> str | None:
@@ -100,11 +102,13 @@ PROXIES = (
         "nginx", "nginx-light",
         ["-t", "-p", "FOLDER", "-c", "FOLDER/nginx.conf"],
         ["-p", "FOLDER", "-c", "FOLDER/nginx.conf"],
+        "client_body_timeout 20s",
     ),
     Proxy(
         "caddy", "caddy",
         ["validate", "--adapter", "caddyfile", "--config", "FOLDER/Caddyfile"],
         ["run", "--adapter", "caddyfile", "--config", "FOLDER/Caddyfile"],
+        "read_body 10m",
     ),
 )  # fmt: skip
 
@@ -190,6 +194,26 @@ def test_the_configuration_is_sound_and_a_wrong_one_is_found(
     path.write_text(path.read_text().replace("keepalive ", "keepalife "))
     checked = _check(proxy, tmp_path)
     assert checked.returncode == 1 and "keepalife" in checked.stderr
+
+
+def test_a_body_that_never_comes_is_not_waited_for_without_end(
+    proxy: Proxy, authority: Authority, tmp_path: Path
+) -> None:
+    """With a second in the place of what our configuration says; and a server that never hears of it all."""
+    port, certificate = _free_port(), authority.issue(HOST)
+    with socket.create_server((HOST, 0)) as server:
+        proxy.configure(tmp_path, certificate, port, f"{HOST}:{server.getsockname()[1]}")
+        path = tmp_path / ("Caddyfile" if proxy.name == "caddy" else "pocketfed.conf")
+        path.write_text(_once(path.read_text(), proxy.patience, f"{proxy.patience.split()[0]} 1s"))
+        tls = ssl.create_default_context(cafile=authority.file)
+        with (
+            _running(proxy, tmp_path, port),
+            socket.create_connection((HOST, port), timeout=20) as plain,
+            tls.wrap_socket(plain, server_hostname=HOST) as connection,
+        ):
+            connection.sendall(b"POST /v1/enrol HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nslow")
+            while connection.recv(65536):  # an error, or nothing, and the connection's end
+                pass
 
 
 @needs_more_addresses
