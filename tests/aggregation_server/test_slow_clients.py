@@ -296,7 +296,7 @@ def test_a_reader_who_does_not_read_is_not_waited_for_and_costs_little() -> None
 def running(application: Any, connections: Connections) -> Iterator[tuple[str, int]]:
     """The address of a uvicorn server in this process, with these connections."""
     protocol = bounded_protocol(connections)
-    config = uvicorn.Config(application, http=protocol, log_level="error", log_config=None, lifespan="off", ws="none")
+    config = uvicorn.Config(application, http=protocol, log_config=None, lifespan="off", ws="none")
     uvicorn_server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
