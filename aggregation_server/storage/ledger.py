@@ -15,18 +15,27 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from aggregation_server.history import Counts, RoundRecord
 from aggregation_server.rounds import Phase, Round, RoundConfig, Standing
 from aggregation_server.storage.rows import (
-    ROUND_COLUMNS,
     CountedReport,
     Device,
     Version,
     devices_of,
     fleet_of,
+    keep_optimizer,
     keep_weights,
     optimizer_of,
     result_columns,
     round_of,
 )
-from aggregation_server.storage.schema import DEVICES, ENCODED_WEIGHTS, FLEET, OVER, PARTICIPANTS, ROUNDS, WEIGHTS
+from aggregation_server.storage.schema import (
+    DEVICES,
+    ENCODED_WEIGHTS,
+    FLEET,
+    OPTIMIZERS,
+    OVER,
+    PARTICIPANTS,
+    ROUNDS,
+    WEIGHTS,
+)
 from device_runtime.tensors import sha256
 
 REMEMBERED = 16
@@ -57,7 +66,7 @@ class Ledger:
 
     def open_round(self) -> tuple[Round, Counts, float] | None:
         """The round that is not over, its counts, and when it was opened."""
-        row = self.connection.execute(select(*ROUND_COLUMNS).where(~OVER)).one_or_none()
+        row = self.connection.execute(select(ROUNDS).where(~OVER)).one_or_none()
         if row is None:
             return None
         self._written = round_of(row, self._config), Counts(**row.counts)
@@ -65,7 +74,7 @@ class Ledger:
 
     def rounds(self, ids: Sequence[int]) -> dict[int, Round]:
         """Those of these rounds that there are."""
-        rows = self.connection.execute(select(*ROUND_COLUMNS).where(ROUNDS.c.id.in_(ids)))
+        rows = self.connection.execute(select(ROUNDS).where(ROUNDS.c.id.in_(ids)))
         return {row.id: round_of(row, self._config) for row in rows}
 
     def begin_round(self, number: int, task: str, now: float) -> Round:
@@ -93,9 +102,8 @@ class Ledger:
     def end_round(self, current: Round, record: RoundRecord, optimizer: bytes | None = None) -> None:
         """Write a round that is over, add up its counts, and forget the devices of rounds from long before."""
         self.update_round(current, record.counts)
-        self.connection.execute(
-            update(ROUNDS).where(ROUNDS.c.id == current.id).values(**result_columns(record), optimizer=optimizer)
-        )
+        self.connection.execute(update(ROUNDS).where(ROUNDS.c.id == current.id).values(**result_columns(record)))
+        keep_optimizer(self.connection, current.id, optimizer)
         self.set_fleet(counts=asdict(self.fleet.counts + record.counts))
         over = select(ROUNDS.c.id).where(OVER).order_by(ROUNDS.c.id.desc()).offset(REMEMBERED).limit(1)
         oldest = self.connection.execute(over).scalar()
@@ -107,8 +115,10 @@ class Ledger:
         values: dict[str, Any] = {"number": record.number, "task": record.task, "phase": record.outcome}
         values |= {"reason": record.reason}
         values |= {"since": now, "opened": now, "offered": 0, "reported": 0, "counts": asdict(record.counts)}
-        query = insert(ROUNDS).values(**values | result_columns(record), optimizer=optimizer).returning(ROUNDS.c.id)
-        return replace(record, id=self.connection.execute(query).scalar_one())
+        query = insert(ROUNDS).values(**values | result_columns(record)).returning(ROUNDS.c.id)
+        record = replace(record, id=self.connection.execute(query).scalar_one())
+        keep_optimizer(self.connection, record.id, optimizer)
+        return record
 
     def optimizer(self, number: int) -> bytes | None:
         """As `Store.optimizer`."""
@@ -123,16 +133,9 @@ class Ledger:
         """The identity of a version's weights, where they are still there."""
         if number == 0:
             return self.fleet.initial_weights
-        query = (
-            select(ROUNDS.c.weights)
-            .join(WEIGHTS)
-            .where(
-                ROUNDS.c.number == number,
-                ROUNDS.c.phase == Phase.COMMITTED.value,
-                ROUNDS.c.task != "evaluation",
-                WEIGHTS.c.data.is_not(None),
-            )
-        )
+        made = (ROUNDS.c.phase == Phase.COMMITTED.value) & (ROUNDS.c.task != "evaluation")
+        held = WEIGHTS.c.sha256 == ROUNDS.c.weights
+        query = select(WEIGHTS.c.sha256).join(ROUNDS, held).where(ROUNDS.c.number == number, made)
         return self.connection.execute(query).scalar()
 
     def keep_version(self, version: Version, keep: int) -> None:
@@ -155,13 +158,10 @@ class Ledger:
         if self.fleet.released is not None:
             released = select(ROUNDS.c.weights).where(made, ROUNDS.c.number == self.fleet.released)
             kept |= set(self.connection.execute(released).scalars())
-        held = select(WEIGHTS.c.sha256).where(WEIGHTS.c.data.is_not(None), WEIGHTS.c.sha256.not_in(kept))
-        gone = list(self.connection.execute(held).scalars())
-        if gone:
-            self.connection.execute(update(WEIGHTS).where(WEIGHTS.c.sha256.in_(gone)).values(data=None))
-            self.connection.execute(
-                update(ROUNDS).where(ROUNDS.c.weights.in_(gone), ROUNDS.c.optimizer.is_not(None)).values(optimizer=None)
-            )
+        # Rows go whole: of one that only loses its bytes, SQLite keeps the page that it filled.
+        self.connection.execute(delete(WEIGHTS).where(WEIGHTS.c.sha256.not_in(kept)))
+        gone = select(OPTIMIZERS.c.round_id).join(ROUNDS).where(ROUNDS.c.weights.not_in(kept))
+        self.connection.execute(delete(OPTIMIZERS).where(OPTIMIZERS.c.round_id.in_(gone)))
 
     def devices(self, names: Iterable[str]) -> dict[str, Device]:
         """Those of these devices that are enrolled."""

@@ -6,14 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select
 
 from aggregation_server.history import Counts, RoundRecord
 from aggregation_server.rounds import Phase, Round, RoundConfig
-from aggregation_server.storage.schema import DEVICES, OVER, ROUNDS, WEIGHTS
-
-ROUND_COLUMNS = [column for column in ROUNDS.c if column is not ROUNDS.c.optimizer]
-"""All but what may be larger than the model."""
+from aggregation_server.storage.schema import DEVICES, OPTIMIZERS, OVER, ROUNDS, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -79,17 +76,19 @@ def devices_of(connection: Connection, names: Iterable[str]) -> dict[str, Device
 
 
 def keep_weights(connection: Connection, identity: str, data: bytes) -> None:
-    held = connection.execute(select(WEIGHTS.c.data.is_(None)).where(WEIGHTS.c.sha256 == identity)).scalar()
+    held = connection.execute(select(WEIGHTS.c.sha256).where(WEIGHTS.c.sha256 == identity)).scalar()
     if held is None:  # a round whose mean delta is zero makes no new version
         connection.execute(insert(WEIGHTS).values(sha256=identity, data=data))
-    elif held:
-        connection.execute(update(WEIGHTS).where(WEIGHTS.c.sha256 == identity).values(data=data))
+
+
+def keep_optimizer(connection: Connection, round_id: int, data: bytes | None) -> None:
+    if data is not None:
+        connection.execute(insert(OPTIMIZERS).values(round_id=round_id, data=data))
 
 
 def optimizer_of(connection: Connection, number: int) -> bytes | None:
-    query = select(ROUNDS.c.optimizer).where(
-        ROUNDS.c.number == number, ROUNDS.c.phase == Phase.COMMITTED.value, ROUNDS.c.task != "evaluation"
-    )
+    made = (ROUNDS.c.phase == Phase.COMMITTED.value) & (ROUNDS.c.task != "evaluation")
+    query = select(OPTIMIZERS.c.data).join(ROUNDS).where(ROUNDS.c.number == number, made)
     data = connection.execute(query).scalar()
     return None if data is None else bytes(data)
 

@@ -38,11 +38,12 @@ FLEET = Table(
     Column("counts", JSON, nullable=False),  # of all rounds that are over
 )
 
+# Those that can be had. A version that is let go of leaves no row: rounds tell of it.
 WEIGHTS = Table(
     "weights",
     METADATA,
     Column("sha256", String(64), primary_key=True),
-    Column("data", LargeBinary),  # None of a version that was let go of
+    Column("data", LargeBinary, nullable=False),
 )
 
 # How a version reaches devices in fewer bytes.
@@ -71,7 +72,7 @@ ROUNDS = Table(
     Column("reported", Integer, nullable=False),
     Column("counts", JSON, nullable=False),
     # Known when it is over.
-    Column("weights", ForeignKey("weights.sha256")),
+    Column("weights", String(64)),  # may have been let go of
     Column("started", Float),
     Column("ended", Float),
     Column("seconds", Float),
@@ -79,8 +80,6 @@ ROUNDS = Table(
     Column("accuracy", Float),
     Column("examples", BigInteger),
     Column("clients", Integer),
-    # Behind all others: SQLite reads through it to what comes after it.
-    Column("optimizer", LargeBinary),
 )
 OVER = ROUNDS.c.phase.in_(("committed", "abandoned"))
 # A version is made once, and one round is open: whatever servers do, the database holds them to it.
@@ -92,6 +91,14 @@ Index(
     postgresql_where=(ROUNDS.c.phase == "committed") & (ROUNDS.c.task != "evaluation"),
 )
 Index("rounds_by_phase", ROUNDS.c.phase)
+
+# The server's optimiser after a round, for as long as the round's weights are there.
+OPTIMIZERS = Table(
+    "optimizers",
+    METADATA,
+    Column("round_id", ForeignKey("rounds.id"), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
 
 PARTICIPANTS = Table(
     "participants",

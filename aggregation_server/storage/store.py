@@ -18,7 +18,6 @@ from aggregation_server.rounds import Round, RoundConfig
 from aggregation_server.storage.database import Database, StoreError
 from aggregation_server.storage.ledger import Ledger
 from aggregation_server.storage.rows import (
-    ROUND_COLUMNS,
     CountedReport,
     Device,
     Fleet,
@@ -122,7 +121,7 @@ class Store:
         """The fleet's state, and the round that is not over with its counts, at one moment."""
         with self.database.reading() as connection:
             fleet = fleet_of(connection.execute(select(FLEET)).one())
-            row = connection.execute(select(*ROUND_COLUMNS).where(~OVER)).one_or_none()
+            row = connection.execute(select(ROUNDS).where(~OVER)).one_or_none()
         return fleet, None if row is None else (round_of(row, config), Counts(**row.counts))
 
     def first_open_id(self) -> int:
@@ -138,7 +137,7 @@ class Store:
 
     def history(self, limit: int, before: int | None = None) -> list[RoundRecord]:
         """The last `limit` rounds that are over, the oldest first; only those whose id is below `before`."""
-        query = select(*ROUND_COLUMNS).where(OVER).order_by(ROUNDS.c.id.desc()).limit(limit)
+        query = select(ROUNDS).where(OVER).order_by(ROUNDS.c.id.desc()).limit(limit)
         with self.database.reading() as connection:
             rows = connection.execute(query if before is None else query.where(ROUNDS.c.id < before)).all()
         return [record_of_row(row) for row in reversed(rows)]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sqlalchemy import update
 
 from aggregation_server.access.tokens import Ticket, token_for
 from aggregation_server.coordination.requests import (
@@ -24,7 +25,6 @@ from aggregation_server.coordination.requests import (
 from aggregation_server.rounds import Phase
 from aggregation_server.storage.database import StoreError
 from aggregation_server.storage.ledger import REMEMBERED
-from aggregation_server.storage.schema import WEIGHTS
 from device_runtime.bundle import Bundle
 from device_runtime.messages import CheckIn, CheckInReply, ReportReply
 from device_runtime.weights import load_weights
@@ -402,15 +402,17 @@ def test_a_restart_goes_on_in_the_middle_of_a_round(make_fleet: Make, caplog: py
     assert [record.number for record in fourth.history()] == [1, 2]
 
 
-@pytest.mark.parametrize(("data", "message"), [(None, "not there"), (b"0", "damaged in the database")])
-def test_a_server_whose_weights_are_gone_or_damaged_does_not_start(
-    make_fleet: Make, data: bytes | None, message: str
-) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("DELETE FROM weights", "not there"), ("UPDATE weights SET data = x'00'", "damaged in the database")],
+)
+def test_a_server_whose_weights_are_gone_or_damaged_does_not_start(make_fleet: Make, damage: str, message: str) -> None:
     fleet = make_fleet()
     identity, name = fleet.status()["weights"], fleet.store.database.name
-    with fleet.store.database.transaction() as connection:
-        connection.execute(update(WEIGHTS).values(data=data))
     fleet.close()
+    with closing(sqlite3.connect(name)) as database:  # which does not look after keys between tables
+        database.execute(damage)
+        database.commit()
     with pytest.raises(StoreError) as caught:
         make_fleet()
     assert str(caught.value) == f"{name}: the weights {identity[:16]}… are {message}"

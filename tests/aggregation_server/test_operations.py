@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert
 
 from aggregation_server.aggregation.server_optimizer import ServerOptimizer
-from aggregation_server.storage.schema import ROUNDS
+from aggregation_server.storage.schema import OPTIMIZERS
 from device_runtime.errors import InputError
 from device_runtime.messages import CheckInReply, ReportReply
 from device_runtime.weights import load_weights
@@ -226,7 +226,7 @@ def test_an_optimiser_s_state_goes_with_its_version(make_fleet: Make) -> None:
     fleet = make_fleet(over_selection=1, keep_versions=2)
     rounds(fleet, 1)
     with fleet.store.ledger(fleet.coordinator.task.round) as ledger:
-        ledger.connection.execute(update(ROUNDS).values(optimizer=b"moments"))
+        ledger.connection.execute(insert(OPTIMIZERS).values(round_id=fleet.history()[0].id, data=b"moments"))
     rounds(fleet, 1)
     assert fleet.store.optimizer(1) == b"moments"
     rounds(fleet, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -29,7 +30,9 @@ OpenStore = Callable[..., Store]
 CONFIG = RoundConfig(2)
 
 
-def commit(store: Store, data: bytes, encoded: tuple[str, bytes] | None = None) -> RoundRecord:
+def commit(
+    store: Store, data: bytes, encoded: tuple[str, bytes] | None = None, moments: bytes = b"moments", keep: int = 50
+) -> RoundRecord:
     """A round with made-up numbers that makes a version; its record."""
     with store.ledger(CONFIG) as ledger:
         number = ledger.fleet.number + 1
@@ -37,9 +40,9 @@ def commit(store: Store, data: bytes, encoded: tuple[str, bytes] | None = None) 
         counts = Counts(checked_in=3, rejected={"cohort_full": 1}, reported=2, upload_bytes=99)
         record = RoundRecord(number, "committed", sha256(data), 10.0, 12.0, 2.0, loss=0.25, examples=40, clients=2)
         record = replace(record, counts=counts, cohort=3, id=opened.id)
-        ledger.keep_version(Version(record.weights, data, encoded=encoded), 50)
+        ledger.keep_version(Version(record.weights, data, encoded=encoded), keep)
         ledger.set_fleet(number=number, weights=record.weights)
-        ledger.end_round(_committed(opened), record, b"moments")
+        ledger.end_round(_committed(opened), record, moments)
     return record
 
 
@@ -86,7 +89,21 @@ def test_the_encoded_forms_of_the_latest_versions_are_kept(open_store: OpenStore
     assert forms == [b"encoded %d" % number for number in range(3, REMEMBERED + 3)]
 
 
-@pytest.mark.parametrize("table", ["weights", "rounds", "fleet"])
+def test_a_version_that_is_let_go_of_costs_its_round_s_row_alone(open_store: OpenStore, tmp_path: Path) -> None:
+    store, rng, names, pages = open_store(), random.Random(0), [], []
+    for _ in range(4):
+        for _ in range(50):
+            weights, moments = rng.randbytes(7000), rng.randbytes(7000)  # neither fills whole pages of 4 KB
+            names.append(commit(store, weights, moments=moments, keep=3).weights)
+        with store.database.reading() as connection:
+            pages.append(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+    assert (pages[-1] - pages[0]) * 4096 / 150 < 1000  # bytes a round
+    assert [record.weights for record in store.history(1000)] == names
+    assert [store.weights(name) is not None for name in names] == [False] * 197 + [True] * 3
+    assert [number for number in range(201) if store.optimizer(number) is not None] == [198, 199, 200]
+
+
+@pytest.mark.parametrize("table", ["weights", "rounds", "optimizers", "fleet"])
 def test_a_crash_in_the_middle_of_a_commit_leaves_the_old_state(open_store: OpenStore, table: str) -> None:
     store = open_store()
     before = store.fleet()

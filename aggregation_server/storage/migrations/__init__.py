@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 
 _FIRST = "0001"  # the schema of databases from before their versions were written down
 _LOCK = 0x706F_636A
@@ -24,7 +26,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    with engine.begin() as connection:
+    with _without_foreign_keys(engine) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL lock_timeout = '60s'"))  # another server may have much to carry over
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
@@ -36,3 +38,20 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
             command.upgrade(config, revision)
         except CommandError as error:
             raise ValueError(f"made by a newer pocketfed than this one: update it ({error})") from None
+
+
+@contextmanager
+def _without_foreign_keys(engine: Engine) -> Iterator[Connection]:
+    """A connection on which SQLite lets a table be replaced that others refer to; in a transaction it is too late."""
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":
+            yield connection
+            return
+        cursor = connection.connection.cursor()
+        before = cursor.execute("PRAGMA foreign_keys").fetchone()[0]
+        cursor.execute("PRAGMA foreign_keys=OFF")
+        try:
+            yield connection
+        finally:
+            cursor.execute(f"PRAGMA foreign_keys={before}")
+            cursor.close()

@@ -15,8 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
 
+from aggregation_server.aggregation.server_optimizer import ServerOptimizer
 from aggregation_server.history import Counts
-from aggregation_server.rounds import RoundConfig
+from aggregation_server.rounds import RoundConfig, Standing
+from aggregation_server.storage.database import StoreError
 from aggregation_server.storage.migrations import upgrade
 from aggregation_server.storage.schema import METADATA
 from aggregation_server.storage.store import Store
@@ -129,6 +131,80 @@ def test_a_database_from_before_is_carried_over(
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_database_with_rows_of_weights_that_are_gone_is_carried_over(
+    new_url: Callable[[str], str], bundle: Bundle, make_fleet: Callable[..., Fleet], kind: str
+) -> None:
+    """The step from 0002, in the middle of a round."""
+    url, initial = new_url(kind), bundle.file(WEIGHTS).read_bytes()
+    second = initial[:-1] + bytes([initial[-1] ^ 1])
+    optimizer, tensors = ServerOptimizer("momentum"), bundle.manifest.tensors
+    gone, moments = sha256(b"gone"), optimizer.dump(optimizer.initial(tensors), tensors)
+    engine = engine_of(url)
+    upgrade(engine, "0002")
+    nothing = json.dumps(asdict(Counts()))
+    with engine.begin() as connection:
+        for identity, data in ((sha256(initial), initial), (gone, None), (sha256(second), second)):
+            connection.execute(text("INSERT INTO weights VALUES (:a, :b)"), {"a": identity, "b": data})
+        connection.execute(
+            text(
+                "INSERT INTO fleet (id, model_id, clock, paused, token_key, number, weights, initial_weights, counts)"
+                " VALUES (1, :model, 9.0, false, :key, 3, :weights, :initial, :counts)"
+            ),
+            {
+                "model": bundle.manifest.model_id,
+                "key": bytes(32),
+                "weights": sha256(initial),
+                "initial": sha256(initial),
+                "counts": nothing,
+            },
+        )
+        for number, phase, weights, state in (
+            (1, "committed", gone, None),
+            (2, "committed", sha256(second), moments),
+            (3, "committed", sha256(initial), None),  # gone back
+            (4, "reporting", None, None),
+        ):
+            connection.execute(
+                text(
+                    "INSERT INTO rounds (number, task, phase, reason, since, opened, offered, cohort, reported, counts,"
+                    " weights, started, ended, optimizer) VALUES (:number, 'training', :phase, '', 8.0, 7.0, 2, 2, 0,"
+                    " :counts, :weights, 1.0e9, 1.1e9, :optimizer)"
+                ),
+                {"number": number, "phase": phase, "weights": weights, "optimizer": state, "counts": nothing},
+            )
+        connection.execute(
+            text("INSERT INTO devices (name, secret, enrolled, runtime, reports) VALUES ('a', :secret, 0.0, '', 0)"),
+            {"secret": bytes(32)},
+        )
+        connection.execute(
+            text("INSERT INTO participants (round_id, device, seat, reported) VALUES (4, 'a', 1, false)")
+        )
+    upgrade(engine)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        if kind == "sqlite":
+            assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
+        assert connection.execute(text("SELECT sha256 FROM weights WHERE data IS NULL")).all() == []
+    engine.dispose()
+    fleet = make_fleet(goal_count=2, over_selection=1, minimum_reports=2, store_url=url, optimizer=optimizer)
+    names = [gone, sha256(second), sha256(initial)]
+    assert [(record.number, record.weights) for record in fleet.history()] == list(enumerate(names, 1))
+    assert [fleet.store.weights(name) for name in names] == [None, second, initial]
+    assert [fleet.store.optimizer(number) for number in (1, 2, 3)] == [None, moments, None]
+    with fleet.store.ledger(RoundConfig(2)) as ledger:
+        opened = ledger.open_round()
+        assert opened is not None and (opened[0].id, opened[0].number, opened[0].cohort) == (4, 4, 2)
+        assert ledger.standings([4], ["a"]) == {(4, "a"): Standing(1, False)}
+    with pytest.raises(InputError, match=r"^version 1: not there to go back to; "):
+        fleet.operations.rollback(1)
+    assert fleet.operations.rollback(2).weights == sha256(second)
+    assert fleet.store.optimizer(4) == moments
+    # Keys between tables hold again once the step is done.
+    with pytest.raises(StoreError, match=r"(?i)foreign key"), fleet.store.database.transaction() as connection:
+        connection.execute(text("INSERT INTO participants (round_id, device, reported) VALUES (99, 'a', false)"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
