@@ -172,13 +172,17 @@ class Coordinator:
         """What a token says; None where it is not this client's."""
         return read_token(token, client, self.token_key)
 
+    def weights_at_hand(self, identity: str) -> bytes | None:
+        """As `weights`, of what is in memory alone: the latest."""
+        state = self._state
+        return state.data if identity == state.identity else None
+
     def weights(self, identity: str) -> bytes | None:
         """The weights with this content hash; None where there is no such version, or not any more."""
-        state = self._state
-        return state.data if identity == state.identity else self.store.weights(identity)
+        return self.weights_at_hand(identity) or self.store.weights(identity)
 
     def encoded_weights(self, identity: str) -> bytes | None:
-        """Encoded weights by the SHA-256 of their bytes; None where there are none."""
+        """Encoded weights by the SHA-256 of their bytes; None where there are none. `Downlink.encoded` is at hand."""
         return self.downlink.encoded(identity) or self.store.encoded_weights(identity)
 
     def _admissions(self, asked: Sequence[Admission]) -> list[Reply | Exception]:

@@ -16,11 +16,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from pydantic import TypeAdapter
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -56,6 +59,7 @@ from device_runtime.bundle import MANIFEST, MANIFEST_HASH, MANIFEST_SIGNATURE
 DAILY = frozenset({messages.CHECK_IN, messages.CONFIGURATION, messages.REPORT})
 """Paths of the calls that all devices make in every round."""
 _UPLOADS = 64 << 20  # bytes of reports that are in memory at once
+_READS = 4  # of weights in the database, at once: others need its connections, and threads, too
 _CHECK_IN = TypeAdapter(messages.CheckIn)
 _ENROLMENT = TypeAdapter(messages.Enrolment)
 _CHECK_IN_STATUS = {"population": 404, "client": 400}
@@ -71,6 +75,7 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas
     largest = max(largest_update(coordinator.bundle.manifest.tensors), LARGEST_MESSAGE)
     uploads = Memory(_UPLOADS)
     readings = Readings()
+    reads = asyncio.Semaphore(_READS)
 
     async def admit(request: Request) -> None:
         """Let pass a device, or a person."""
@@ -185,12 +190,19 @@ def device_routes(desk: Desk, enrolments: Enrolments, keys: Keys, quotas: Quotas
     @router.get(messages.weights_path("{identity}"), responses=_CONTENT | problems(401, 404, 429, 503))
     async def weights(request: Request, identity: str) -> Response:
         await admit(request)
-        return content(request, identity, coordinator.weights(identity), "no such version of the weights")
+        data = coordinator.weights_at_hand(identity) or await stored(coordinator.weights, identity)
+        return content(request, identity, data, "no such version of the weights")
 
     @router.get(messages.encoded_weights_path("{identity}"), responses=_CONTENT | problems(401, 404, 429, 503))
     async def encoded_weights(request: Request, identity: str) -> Response:
         await admit(request)
-        return content(request, identity, coordinator.encoded_weights(identity), "no such encoded weights")
+        data = coordinator.downlink.encoded(identity) or await stored(coordinator.encoded_weights, identity)
+        return content(request, identity, data, "no such encoded weights")
+
+    async def stored(read: Callable[[str], bytes | None], identity: str) -> bytes | None:
+        """What may be in the database, read in another thread: the event loop does not wait for it."""
+        async with reads:
+            return await run_in_threadpool(read, identity)
 
     def content(request: Request, identity: str, data: bytes | None, otherwise: str) -> Response:
         if data is None:
