@@ -33,14 +33,16 @@ def rounds(server: str, keys: Path, ca_file: Path | None, insecure: bool, last: 
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    # It fits into 80 columns: only a long outcome goes over several lines.
-    table = Table("version", "task", box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("outcome", max_width=24)
-    for name in ("ended", "seconds", "reports", "loss", "accuracy"):
-        table.add_column(name, no_wrap=True)
+    # It fits into 80 columns: only a long outcome, and the name of a metric, go over several lines.
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for name in ("version", "task", "outcome", "ended", "seconds", "reports", "loss"):
+        table.add_column(name, no_wrap=name != "outcome", max_width=24)
+    metric = status["task"]["metric"]
+    table.add_column(Text(metric.replace("_", " ")), min_width=len("1.234e+05"))
     for record in records:
-        table.add_row(*_cells(record, status["released"]))
+        table.add_row(*_cells(record, status["released"], metric))
     console = Console()
     console.print(table)
     if status["round_task"] is None:
@@ -181,17 +183,22 @@ def revoke(server: str, keys: Path, ca_file: Path | None, insecure: bool, client
     click.echo(f"{client} is revoked")
 
 
-def _cells(record: dict[str, Any], released: int | None) -> list[str]:
+def _cells(record: dict[str, Any], released: int | None, metric: str) -> list[str]:
     made = record["outcome"] == "committed" and record["task"] != "evaluation"
     words = (record["outcome"], record["reason"], "(released)" if made and record["number"] == released else "")
     figures = [
         "" if record[name] is None else form.format(record[name])
-        for name, form in (("loss", "{:.4f}"), ("accuracy", "{:.2%}"))
+        for name, form in (("loss", "{:.4f}"), ("accuracy", _form(metric, record["accuracy"])))
     ]
     ended = time.strftime("%m-%d %H:%M", time.localtime(record["ended"]))
     reports = f"{record['clients']} of {record['cohort']}"
     seconds = f"{record['seconds']:.1f}"
     return [str(record["number"]), record["task"], " ".join(filter(None, words)), ended, seconds, reports, *figures]
+
+
+def _form(metric: str, mean: float | None) -> str:
+    """How the mean of a metric is written: accuracy as a share, an error like the page does."""
+    return "{:.2%}" if metric == "accuracy" else "{:.4f}" if mean is None or mean < 100 else "{:.4g}"
 
 
 def _clock(seconds: float) -> str:

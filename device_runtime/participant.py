@@ -209,7 +209,7 @@ class Participant:
             return Session(Outcome.ABORTED, number, str(error))
         del examples  # they may be many, and a report may take long
         if isinstance(finished, EvaluationReport):
-            return self._report_evaluation(token, finished, deadline)
+            return self._report_evaluation(token, finished, bundle.manifest.metric, deadline)
         try:
             self._state.spool(finished)
         except InputError as error:  # a disk that is full costs the safety of the update, and not the update
@@ -328,9 +328,9 @@ class Participant:
         self._state.settle(update.token if given_up else None)
         return session
 
-    def _report_evaluation(self, token: str, report: EvaluationReport, deadline: Deadline) -> Session:
-        loss, accuracy = report.loss_sum / report.count, report.correct / report.count
-        detail = f"evaluation, loss {loss:.4f}, accuracy {accuracy:.4f}, {report.count} predictions"
+    def _report_evaluation(self, token: str, report: EvaluationReport, metric: str, deadline: Deadline) -> Session:
+        loss, mean = report.loss_sum / report.count, report.correct / report.count
+        detail = f"evaluation, loss {loss:.4f}, {metric} {mean:.4f}, {report.count} predictions"
         until = Deadline.in_seconds(min(deadline.left, LONGEST), self._clocks)
         session, given_up = self._report(report.round_number, token, report, until, detail)
         self._state.settle(token if given_up else None)

@@ -133,8 +133,8 @@ class Committer:
             ledger.set_fleet(clock=now)
         fields, number, loss = fields_of(record), record.number, record.loss
         if version is None:
-            accuracy = _short(record.accuracy)
-            logger.info("version %d evaluated: accuracy %s, loss %s", number, accuracy, _short(loss), extra=fields)
+            metric, mean = coordinator.bundle.manifest.metric, _short(record.accuracy)
+            logger.info("version %d evaluated: %s %s, loss %s", number, metric, mean, _short(loss), extra=fields)
         else:
             logger.info("round %d committed: %d reports, loss %s", number, record.clients, _short(loss), extra=fields)
         return True

@@ -84,11 +84,20 @@ class _Fleet(Collector):
                 loss.add_metric((task,), last.loss)
         yield loss
         if evaluation.accuracy is not None:
-            text = "Share of right predictions on the devices' test examples, by the last evaluation."
-            yield GaugeMetricFamily("pocketfed_accuracy", text, evaluation.accuracy)
+            yield from _evaluated(self._observer.coordinator.bundle.manifest.metric, evaluation.accuracy)
         if training.ended is not None:
             name, text = "pocketfed_last_commit_timestamp_seconds", "When the last version was made, since 1970."
             yield GaugeMetricFamily(name, text, training.ended)
+
+
+def _evaluated(metric: str, mean: float) -> Iterator[Metric]:
+    if metric == "accuracy":
+        text = "Share of right predictions on the devices' test examples, by the last evaluation."
+        yield GaugeMetricFamily("pocketfed_accuracy", text, mean)
+    text = "Mean of the model's metric over the devices' test examples, by the last evaluation."
+    family = GaugeMetricFamily("pocketfed_evaluation_metric", text, labels=("metric",))
+    family.add_metric((metric,), mean)
+    yield family
 
 
 def _rounds(over: dict[tuple[str, str], int]) -> Metric:

@@ -82,7 +82,17 @@ _IMPORTED_LATE = (
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A valid bundle whose artifacts are not models: the server never looks into them."""
-    path = tmp_path_factory.mktemp("bundles") / "tiny-1.bundle"
+    return _tiny(tmp_path_factory.mktemp("bundles"), "sparse_categorical_crossentropy", "accuracy")
+
+
+@pytest.fixture(scope="session")
+def bundle_of_numbers(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same, of a model that predicts numbers."""
+    return _tiny(tmp_path_factory.mktemp("bundles"), "mean_squared_error", "mean_absolute_error")
+
+
+def _tiny(folder: Path, loss: str, metric: str) -> Bundle:
+    path = folder / "tiny-1.bundle"
     path.mkdir()
     initial = (np.arange(6, dtype=np.float32).reshape(3, 2), np.array([-1, 1], np.float32))
     content = {name: f"the bytes of {name}".encode() for name in FILES} | {WEIGHTS: dump_weights(initial, SPECS)}
@@ -90,7 +100,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         (path / name).write_bytes(data)
     files = {name: FileEntry(len(data), sha256(data)) for name, data in content.items()}
     variables = tuple(StoredVariable(index, 0, spec.size) for index, spec in enumerate(SPECS))
-    manifest = Manifest("tiny", 1, files, {}, SPECS, variables, "mse", "mse", {}, "float32", "test", {}).dump()
+    manifest = Manifest("tiny", 1, files, {}, SPECS, variables, loss, metric, {}, "float32", "test", {}).dump()
     (path / MANIFEST).write_bytes(manifest)
     (path / MANIFEST_HASH).write_bytes(manifest_hash_file(manifest))
     return open_bundle(path)
@@ -224,6 +234,7 @@ def start_server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
         listening: Listening | None = None,
         anybody: bool = True,
         quotas: Quotas = UNLIMITED,
+        served: Bundle = bundle,
         **task: Any,
     ) -> Running:
         folder = tmp_path_factory.mktemp("server")
@@ -231,7 +242,7 @@ def start_server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
         receiver, sender = context.Pipe(duplex=False)
         listening = listening or Listening()
         places = (store_url, spool or folder / "spool", keys, listening)
-        arguments = (bundle, Task(config, **task), *places, sender.send, anybody, quotas)
+        arguments = (served, Task(config, **task), *places, sender.send, anybody, quotas)
         process = context.Process(target=serve, args=arguments)
         process.start()
         sender.close()

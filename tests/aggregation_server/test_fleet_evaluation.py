@@ -121,7 +121,7 @@ def test_an_evaluation_that_nobody_can_do_is_given_up(make_fleet: Make) -> None:
         (b"[]", "format", "evaluation: not a JSON object"),
         (evaluation(2), "wrong_round", "evaluation: made in round 2, expected 1"),
         (evaluation(1, count=0, correct=0), "weight", "evaluation: count should be from 1 to "),
-        (evaluation(1, correct=-1), "format", "evaluation: correct should be at least 0, not -1"),
+        (evaluation(1, correct=-1), "format", "evaluation: correct should be from 0 to count, 10, not -1"),
         (
             json.dumps({"round_number": 1, "count": 4, "correct": 4}).encode(),
             "format",

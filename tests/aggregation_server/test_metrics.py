@@ -101,6 +101,7 @@ def test_the_fleet_s_figures(lived: Fleet) -> None:
     assert _value(samples, "pocketfed_loss", task="training") == 0.5
     assert _value(samples, "pocketfed_loss", task="evaluation") == pytest.approx(0.3)
     assert _value(samples, "pocketfed_accuracy") == pytest.approx(0.8)
+    assert _value(samples, "pocketfed_evaluation_metric", metric="accuracy") == pytest.approx(0.8)
     assert _value(samples, "pocketfed_last_commit_timestamp_seconds") == lived.history()[0].ended
     assert _value(samples, "pocketfed_devices", state="active") == 4
 

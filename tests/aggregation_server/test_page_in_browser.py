@@ -162,8 +162,8 @@ def test_what_goes_on_is_shown_at_once(browser: Chrome, watched: Watched) -> Non
     assert (_text(browser, "seats"), _text(browser, "reports")) == ("3 of 3", "1 of 2")
     assert _text(browser, "version") == "3"
     assert _text(browser, "version-note").endswith("1 released")
-    assert _text(browser, "accuracy") == "85.0 %"
-    assert _text(browser, "accuracy-note") == "version 2"
+    assert (_text(browser, "metric-title"), _text(browser, "metric")) == ("Accuracy", "85.0 %")
+    assert _text(browser, "metric-note") == "version 2"
     assert _text(browser, "active") == "4"
     assert _text(browser, "active-note") == "1 enrolled only, 1 revoked"
     counts = watched.server.status()["counts"]
@@ -234,7 +234,7 @@ def test_what_devices_say_is_text_and_never_markup(browser: Chrome, watched: Wat
 def test_the_curves_are_what_rounds_found(browser: Chrome, watched: Watched) -> None:
     _open(browser, watched)
     script = "return document.getElementById(arguments[0]).data.map(trace => [trace.name, trace.x, trace.y])"
-    assert browser.execute_script(script, "accuracy-chart") == [["evaluation", [2], [0.85]]]
+    assert browser.execute_script(script, "metric-chart") == [["evaluation", [2], [0.85]]]
     assert browser.execute_script(script, "loss-chart") == [
         ["training", [1, 2], [1.25, 0.625]],
         ["evaluation", [2], [0.25]],
@@ -242,7 +242,7 @@ def test_the_curves_are_what_rounds_found(browser: Chrome, watched: Watched) -> 
     cohorts = {name: values for name, _, values in browser.execute_script(script, "cohorts-chart")}
     assert cohorts["reported"] == [2, 2, 2, 0] and cohorts["without a report"] == [1, 1, 1, 1]
     assert cohorts["refused"] == [1, 0, 0, 0] and cohorts["late"] == [0, 1, 0, 0]
-    for name in ("accuracy", "loss", "cohorts"):  # what a reader hears who does not see it
+    for name in ("metric", "loss", "cohorts"):  # what a reader hears who does not see it
         chart = browser.find_element(By.ID, f"{name}-chart")
         assert chart.aria_role == "image"
         assert len(chart.accessible_name) > 20

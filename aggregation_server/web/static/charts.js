@@ -1,7 +1,7 @@
 // The curves, drawn by plotly, which may come later than the numbers do.
 
 import { $, el, say } from "./dom.js";
-import { count, loss, percent, plural } from "./format.js";
+import { ACCURACY, count, loss, metric, plural } from "./format.js";
 import { isEvaluation, isVersion, sum } from "./history.js";
 
 const MOST_COHORTS = 40;
@@ -9,7 +9,7 @@ const drawn = new Map();
 
 /** Draw all charts of these rounds, as far as they have changed. */
 export function charts(rounds, task) {
-  accuracy(rounds, task);
+  evaluations(rounds, task);
   losses(rounds);
   cohorts(rounds.filter((round) => round.task !== "rollback").slice(-MOST_COHORTS));
 }
@@ -17,14 +17,17 @@ export function charts(rounds, task) {
 /** Draw everything anew the next time, in the colours of now. */
 export const redraw = () => drawn.clear();
 
-function accuracy(rounds, task) {
+/** The mean of the model's metric, by versions; records have it as `accuracy`, whatever it is. */
+function evaluations(rounds, task) {
   const found = rounds.filter((round) => isEvaluation(round) && round.accuracy !== null);
   const last = found.at(-1);
-  const best = Math.max(...found.map((round) => round.accuracy));
-  say("accuracy-summary", last ? `On devices' own test examples: ${percent(last.accuracy)} at version ${last.number}, at best ${percent(best)}` : "On devices' own test examples");
+  const share = task.metric === ACCURACY;
+  const best = (share ? Math.max : Math.min)(...found.map((round) => round.accuracy));
+  say("metric-summary", last ? `On devices' own test examples: ${metric(task.metric, last.accuracy)} at version ${last.number}, at best ${metric(task.metric, best)}` : "On devices' own test examples");
   const none = task.evaluate_every ? "No evaluation yet." : "No evaluations: pocketfed serve --evaluate-every 10 has devices evaluate every tenth version.";
-  const line = trace("evaluation", found, (round) => round.accuracy, "--accent", "%{y:.1%}");
-  draw("accuracy-chart", found.length ? [line] : [], { yaxis: { tickformat: ".0%", autorangeoptions: { clipmin: 0, clipmax: 1.02 } } }, none, marks(rounds));
+  const line = trace("evaluation", found, (round) => round.accuracy, "--accent", share ? "%{y:.1%}" : "%{y:.4f}");
+  const yaxis = share ? { tickformat: ".0%", autorangeoptions: { clipmin: 0, clipmax: 1.02 } } : {};
+  draw("metric-chart", found.length ? [line] : [], { yaxis }, none, marks(rounds));
 }
 
 function losses(rounds) {

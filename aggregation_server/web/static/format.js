@@ -5,8 +5,11 @@ const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", h
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const exact = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
 
+export const ACCURACY = "accuracy";
 export const count = (value) => whole.format(value);
 export const percent = (value) => (value === null ? "" : `${(value * 100).toFixed(1)} %`);
+/** The mean of a model's metric: accuracy is a share, and an error has the unit of its labels. */
+export const metric = (name, value) => (name === ACCURACY ? percent(value) : loss(value));
 export const loss = (value) => (value === null ? "" : value >= 100 ? value.toPrecision(4) : value.toFixed(4));
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 export const words = (reason) => reason.replaceAll("_", " ");

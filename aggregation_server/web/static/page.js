@@ -2,7 +2,7 @@
 
 import { charts, redraw } from "./charts.js";
 import { $, again, fill, say, when } from "./dom.js";
-import { bytes, capital, count, moment, percent, plural } from "./format.js";
+import { ACCURACY, bytes, capital, count, metric, moment, plural, words } from "./format.js";
 import { History, isEvaluation, isVersion } from "./history.js";
 import { abandoned, cohort, devices, showAllVersions, showMoreRounds, table, titleOf, versions } from "./panels.js";
 
@@ -62,14 +62,16 @@ function show() {
   const goal = task.rounds === null ? "" : ` · ${count(task.rounds)} rounds in all`;
   say("work", `${plural(task.goal_count, "report")} a round · ${plural(task.work.epochs, "epoch")}, learning rate ${task.work.learning_rate} · codec ${task.work.codec}, downlink ${task.downlink}${goal}`);
   say("identity", `Model ${task.model} (${task.model_id}) · bundle ${task.bundle.slice(0, 16)}…`);
+  const titled = capital(words(task.metric));
+  for (const title of document.querySelectorAll(".metric")) title.textContent = titled;
   now(task);
-  cards(rounds);
+  cards(rounds, task);
   charts(rounds, task);
   cohort(status, rounds);
   devices(status.devices);
   abandoned(rounds, complete);
   versions(status, rounds, complete);
-  table(rounds, complete);
+  table(status, rounds, complete);
 }
 
 function now(task) {
@@ -87,18 +89,20 @@ function now(task) {
   fill($("reports-bar"), open && wanted ? status.reports / wanted : 0);
 }
 
-function cards(rounds) {
+function cards(rounds, task) {
   const latest = rounds.filter(isVersion).at(-1);
   const evaluations = rounds.filter(isEvaluation);
   const evaluated = evaluations.at(-1);
   say("version", String(status.committed_rounds));
   const released = status.released === null ? "none released" : `${status.released} released`;
   say("version-note", latest ? `${moment(latest.ended)} · ${released}` : `the bundle's weights · ${released}`);
-  say("accuracy", evaluated ? percent(evaluated.accuracy) : "–");
+  say("metric", evaluated ? metric(task.metric, evaluated.accuracy) : "–");
   const before = evaluations.at(-2);
   const change = before ? evaluated.accuracy - before.accuracy : 0;
-  const trend = before ? `, ${change >= 0 ? "+" : "−"}${Math.abs(change * 100).toFixed(1)} points` : "";
-  say("accuracy-note", evaluated ? `version ${evaluated.number}${trend}` : "not evaluated yet");
+  const size = Math.abs(change);
+  const by = task.metric === ACCURACY ? `${(size * 100).toFixed(1)} points` : metric(task.metric, size);
+  const trend = before ? `, ${change >= 0 ? "+" : "−"}${by}` : "";
+  say("metric-note", evaluated ? `version ${evaluated.number}${trend}` : "not evaluated yet");
   const { states } = status.devices;
   say("active", count(states.active));
   say("active-note", `${count(states.enrolled)} enrolled only, ${count(states.revoked)} revoked`);

@@ -1,7 +1,7 @@
 // The panels under the curves: cohorts, devices, abandoned rounds, versions, rounds.
 
 import { $, el, fill, tag, when } from "./dom.js";
-import { bytes, capital, count, exactly, loss, moment, percent, seconds, words } from "./format.js";
+import { bytes, capital, count, exactly, loss, metric, moment, seconds, words } from "./format.js";
 import { isEvaluation, isVersion, sum } from "./history.js";
 
 const FEW_VERSIONS = 6;
@@ -74,18 +74,19 @@ export function abandoned(rounds, complete) {
 }
 
 export function versions(status, rounds, complete) {
-  const accuracies = new Map(rounds.filter(isEvaluation).map((round) => [round.number, round.accuracy]));
+  const name = status.task.metric;
+  const found = new Map(rounds.filter(isEvaluation).map((round) => [round.number, round.accuracy]));
   const made = rounds.filter(isVersion).reverse();
   const shown = allVersions ? made : made.filter((round, place) => place < FEW_VERSIONS || round.number === status.released);
   const rows = shown.map((round) => ({
-    number: round.number, ended: round.ended, weights: round.weights, accuracy: accuracies.get(round.number) ?? null,
+    number: round.number, ended: round.ended, weights: round.weights, metric: found.get(round.number) ?? null,
     by: round.task === "rollback" ? `rollback ${round.reason}` : `${count(round.clients)} reports`,
   }));
-  if (complete && shown.length === made.length) rows.push({ number: 0, ended: null, weights: status.initial_weights, accuracy: null, by: "the bundle" });
-  when("versions", [rows, status.committed_rounds, status.released], (body) => {
+  if (complete && shown.length === made.length) rows.push({ number: 0, ended: null, weights: status.initial_weights, metric: null, by: "the bundle" });
+  when("versions", [rows, status.committed_rounds, status.released, name], (body) => {
     body.replaceChildren(...rows.map((row) => el("tr", {},
       el("th", { scope: "row" }, String(row.number)),
-      cell("Made", row.ended === null ? "" : time(row.ended)), cell("By", row.by), cell("Accuracy", percent(row.accuracy)),
+      cell("Made", row.ended === null ? "" : time(row.ended)), cell("By", row.by), cell(capital(words(name)), metric(name, row.metric)),
       cell("Weights", el("code", { title: row.weights }, row.weights.slice(0, 12))),
       el("td", { class: "marks whole" }, ...marks(row, status).flatMap((mark) => [mark, " "])),
     )));
@@ -101,15 +102,16 @@ function marks(row, status) {
   return found;
 }
 
-export function table(rounds, complete) {
+export function table(status, rounds, complete) {
+  const name = status.task.metric;
   const newest = [...rounds].reverse().slice(0, mostRounds);
-  when("rounds", newest.map((round) => [round.id, round.ended]), (body) => {
-    body.replaceChildren(...newest.map(row));
+  when("rounds", [name, newest.map((round) => [round.id, round.ended])], (body) => {
+    body.replaceChildren(...newest.map((round) => row(round, name)));
   });
   $("more-rounds").hidden = (complete && rounds.length <= mostRounds) || !rounds.length;
 }
 
-function row(round) {
+function row(round, name) {
   const { counts } = round;
   const begin = [el("th", { scope: "row" }, titleOf(round)), cell("Ended", time(round.ended))];
   if (round.task === "rollback") return el("tr", {}, ...begin, el("td", { "data-name": "Outcome", colspan: 12 }, tag(`back ${round.reason}`, "warn")));
@@ -118,7 +120,7 @@ function row(round) {
     cell("Outcome", el("span", {}, tag(round.outcome, KINDS[round.outcome]), round.reason ? ` ${words(round.reason)}` : null)),
     number("Checked in", count(counts.checked_in)), number("Seats", count(round.cohort)), number("Reports", count(round.clients)),
     number("Late", count(counts.late)), number("Refused", count(sum(counts.refused)), reasons(counts.refused)), number("No report", count(Math.max(round.cohort - round.clients, 0))),
-    number("Loss", loss(round.loss)), number("Accuracy", percent(round.accuracy)),
+    number("Loss", loss(round.loss)), number(capital(words(name)), metric(name, round.accuracy)),
     number("Up", bytes(counts.upload_bytes)), number("Down", bytes(counts.download_bytes)), number("Took", seconds(round.seconds)),
   );
 }
