@@ -284,8 +284,12 @@ def _compare(disturbed: _Fleet, undisturbed: _Fleet, account: Account) -> None:
         number = record["number"]
         if (number, record["outcome"]) != (place, "committed"):
             faults.append(f"round {place} is {record['outcome']} with the number {number}")
-        if not record["clients"] == record["counts"]["reported"] == told[number] == account.devices:
-            faults.append(f"round {number}: {record['clients']} reports count, {told[number]} were acknowledged")
+        added, counted = record["clients"], record["counts"]["reported"]
+        if not added == counted == told[number] == account.devices:
+            faults.append(
+                f"round {number}: {told[number]} reports were acknowledged, {counted} counted, {added} added up, of"
+                f" {account.devices} devices"
+            )
     mine, theirs = ([record["weights"] for record in fleet.history] for fleet in (disturbed, undisturbed))
     if mine != theirs:
         different = next(
