@@ -23,6 +23,7 @@ _MAX_ANSWER = 1 << 20
 _KEPT_SECONDS = 4.0  # for which a connection is good that nobody uses; servers and networks drop it soon after
 _LONGEST_WINDOW = 86_400.0  # seconds; whatever a server asks for, a device comes back within a day
 _BUSY = (429, 503)  # the answers that may say when to come back
+_AGAIN = (408, *_BUSY)  # 408: the request came too slowly, which the next one may not (RFC 9110, section 15.5.9)
 _PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")  # of all paths of a server that shares an address
 _Result = TypeVar("_Result")
 
@@ -152,7 +153,7 @@ class Transport:
         limit: int = _MAX_ANSWER,
         patience: float | None = None,
     ) -> Response:
-        """Send a request, again if need be; any answer below status 500 but 429 is returned.
+        """Send a request, again if need be; any answer below status 500 but 408 and 429 is returned.
 
         Args:
             method, path, body, headers: of the request.
@@ -195,7 +196,7 @@ class Transport:
             except ssl.SSLCertVerificationError as error:
                 raise certificate_error(self._url, error) from None
             with connection.getresponse() as answer:
-                if answer.status >= 500 or answer.status in _BUSY:
+                if answer.status >= 500 or answer.status in _AGAIN:
                     wait = _window(answer) if answer.status in _BUSY else 0.0
                     raise FailedError(f"the server failed with status {answer.status}", wait)
                 yield answer

@@ -69,10 +69,10 @@ def test_a_refused_connection_is_tried_again_with_doubled_waits(
 def test_a_failing_server_is_tried_again_until_it_recovers(
     connect: Callable[..., Transport], script: Any, waits: list[float]
 ) -> None:
-    script.answers = [(503, b"later"), (500, b""), (200, b"now")]
+    script.answers = [(503, b"later"), (500, b""), (408, b"slow"), (200, b"now")]
     assert connect(script.url).request("POST", "/", b"body") == Response(200, b"now")
-    assert waits == pytest.approx([1.1, 2.2])
-    assert [body for _, _, body, _ in script.requests] == [b"body"] * 3
+    assert waits == pytest.approx([1.1, 2.2, 4.4])
+    assert [body for _, _, body, _ in script.requests] == [b"body"] * 4
 
 
 def test_a_server_that_keeps_failing(connect: Callable[..., Transport], script: Any, waits: list[float]) -> None:
