@@ -128,6 +128,7 @@ async def _reports(name: str, model: str, codec: str, count: int, sizes: Sizes) 
             bare.append(await load.reports(stage.bare, stage.devices, tokens, stage.bodies))
         note = (
             f"rounds of {count} reports of {len(stage.bodies[0])} bytes, with their commit; {_spread(count, seconds)}"
+            f" (the reference's {_spread(count, bare)})"
         )
     return Result(name, count / min(seconds), "1/s", f"{_BARE}, write and fsync", count / min(bare), note)
 
@@ -155,7 +156,7 @@ async def _latency(sizes: Sizes) -> Result:
             bare.append(await load.scheduled_check_ins(stage.bare, devices, times, {}))
     ours, theirs = (min(1e3 * seconds[int(0.99 * count)] for seconds in turns) for turns in (here, bare))
     turns = ", ".join(f"{1e3 * seconds[int(0.99 * count)]:.1f}" for seconds in here)
-    note = f"{sizes.rate:.0f} check-ins a second, {count} a turn; of all turns {turns} ms"
+    note = f"{sizes.rate:.0f} check-ins a second, {count} a turn; all turns {turns} ms"
     return Result("checkin_p99_ms", ours, "ms", _BARE, theirs, note)
 
 
@@ -213,7 +214,7 @@ async def _stage(model: str, codec: str, devices: int, goal: int) -> AsyncIterat
 
 
 def _spread(count: int, seconds: Sequence[float]) -> str:
-    return "of all turns " + ", ".join(f"{count / one:.0f}" for one in seconds)
+    return "all turns " + ", ".join(f"{count / one:.0f}" for one in seconds)
 
 
 def _allow_files(count: int) -> None:

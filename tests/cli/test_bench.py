@@ -102,7 +102,7 @@ def test_a_server_under_load_quickly(capsys: Capture) -> None:
     assert (reports["name"], reports["unit"]) == (SERVER_NAMES[0], "1/s")
     assert reports["reference"] == "a bare ASGI endpoint, write and fsync"
     assert reports["value"] > 0
-    assert reports["note"].startswith("rounds of 50 reports of 102779 bytes, with their commit; of all turns ")
+    assert reports["note"].startswith("rounds of 50 reports of 102779 bytes, with their commit; all turns ")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow_federated") is None, reason="TFF is not installed")
