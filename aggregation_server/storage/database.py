@@ -22,6 +22,7 @@ _HUNG_SECONDS = 15
 _LONGEST_COMMIT_SECONDS = 300
 # What was used last is used next: each connection has caches of its own.
 _POOL = {"pool_size": 5, "max_overflow": 45, "pool_timeout": _LOCK_SECONDS, "pool_use_lifo": True}
+_CACHE_KB = 1024  # of each connection with SQLite: they fill up slowly, and would be 10 MB in the end
 # PostgreSQL's advisory locks.
 _COMMIT_LOCK = 0x706F_636B
 _START_LOCK = 0x706F_636C
@@ -166,6 +167,7 @@ def _make_durable(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")  # a commit that was reported survives a loss of power
     cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA cache_size=-{_CACHE_KB}")
     cursor.close()
 
 

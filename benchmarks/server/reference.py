@@ -16,13 +16,15 @@ import uvicorn
 
 from device_runtime import messages
 
+REPORTS = "reports"
+"""The file that it keeps them in; whoever empties it may."""
 _ACCEPTED = json.dumps(messages.ReportReply("accepted").to_json()).encode()
 _CHECKED_IN = json.dumps(messages.CheckInReply("accept", "", 1, "0" * 80, 1.0).to_json()).encode()
 
 
 def create_reference(folder: Path) -> Callable[..., Awaitable[None]]:
     """The application; reports go into a file in `folder`."""
-    file = os.open(folder / "reports", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    file = os.open(folder / REPORTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     async def app(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
         parts, more = [], True

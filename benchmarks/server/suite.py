@@ -7,6 +7,7 @@ does weighs on both.
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from benchmarks.server.bundle import tensors_of, write_bundle
 from benchmarks.server.fleet import Device, enrolled, updates
 from benchmarks.server.http import Connection, request_head
 from benchmarks.server.process import Serving, reference, server
+from benchmarks.server.reference import REPORTS
 from benchmarks.suite import Progress, chosen, measure_each
 from device_runtime.bundle import open_bundle
 
@@ -79,6 +81,7 @@ class Stage:
         bodies: valid reports of round 0.
         lines: connections to the server.
         bare: as many to the reference.
+        kept: the reference's file of reports.
     """
 
     serving: Serving
@@ -86,6 +89,7 @@ class Stage:
     bodies: list[bytes]
     lines: list[Connection]
     bare: list[Connection]
+    kept: Path
 
 
 def run_server_benchmarks(
@@ -126,6 +130,7 @@ async def _reports(name: str, model: str, codec: str, count: int, sizes: Sizes) 
             times = await load.whole_round(stage.serving, stage.lines, stage.devices, number, stage.bodies)
             seconds.append(times.reports + times.commit)
             bare.append(await load.reports(stage.bare, stage.devices, tokens, stage.bodies))
+            os.truncate(stage.kept, 0)  # as the server deletes its own: else the disk and its cache fill up, for both
         note = (
             f"rounds of {count} reports of {len(stage.bodies[0])} bytes, with their commit; {_spread(count, seconds)}"
             f" (the reference's {_spread(count, bare)})"
@@ -210,7 +215,7 @@ async def _stage(model: str, codec: str, devices: int, goal: int) -> AsyncIterat
         with server(bundle, folder / "server", options) as serving, reference(folder / "reference") as other:
             async with load.connections(serving.url) as lines, load.connections(other.url) as bare:
                 bodies = updates(manifest.tensors, manifest.model_id, codec)
-                yield Stage(serving, known, bodies, lines, bare)
+                yield Stage(serving, known, bodies, lines, bare, other.folder / REPORTS)
 
 
 def _spread(count: int, seconds: Sequence[float]) -> str:
