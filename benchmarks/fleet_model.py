@@ -38,7 +38,7 @@ class Process:
     check_ins: float = 1500.0
     reports: float = 150.0
     transaction_seconds: float = 0.002
-    request_seconds: float = 0.0001
+    request_seconds: float = 0.00035
     add_seconds: float = 0.0011
     merge_seconds: float = 0.002
     threads: int = 2
