@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import random
 import tempfile
 from collections.abc import Sequence
@@ -27,13 +26,12 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from sklearn.linear_model import LinearRegression
 
-from aggregation_server.storage.database import StoreError
 from benchmarks.errors import BenchmarkError
 from benchmarks.fleet_queue import Load, predicted
 from benchmarks.server import load
 from benchmarks.server.bundle import write_bundle
 from benchmarks.server.fleet import Device, enrolled
-from benchmarks.server.http import Connection, request_head
+from benchmarks.server.http import Connection
 from benchmarks.server.process import Serving, server
 from device_runtime.errors import PocketfedError
 
@@ -99,7 +97,7 @@ def table(cells: Sequence[Measured]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
-        what = predicted(Load(cell.servers, cell.rate, *vars(found).values()))
+        what = predicted(Load(cell.servers, cell.rate, **vars(found)))
         lines.append(
             f"| {cell.servers} | {cell.rate:.0f} | {what.transactions:.0f}, {cell.transactions:.0f}"
             f" | {what.batch:.2f}, {cell.batch:.2f} | {what.row_utilisation:.0%}, {cell.transactions * cell.hold:.0%}"
@@ -127,11 +125,12 @@ async def measured(
     bundle = write_bundle(_MODEL, folder)
     rng = random.Random(seed)  # noqa: S311
     counts = [max(round(rate * seconds), 1) for rate in rates]
+    count = servers * (sum(counts) + _WARM_UP)
     try:
-        devices = iter(enrolled(database, bundle, servers * (sum(counts) + _WARM_UP)))
-    except (StoreError, PocketfedError) as error:
+        devices = iter(enrolled(database, bundle, count))
+    except PocketfedError as error:
         raise BenchmarkError(f"{error}; expected an empty database") from None
-    options = ["--db", database, "--spool", str(folder / "spool"), "--goal", str(servers * (sum(counts) + _WARM_UP))]
+    options = ["--db", database, "--spool", str(folder / "spool"), "--goal", str(count)]
     options += ["--over-selection", "1", "--selection-timeout", "86400"]
     found = []
     async with AsyncExitStack() as stack:
@@ -142,8 +141,8 @@ async def measured(
             more = await stack.enter_async_context(load.connections(serving[-1].url))
             lines = [line for pair in zip(lines, more, strict=True) for line in pair] if lines else more
             await load.check_ins(more, [next(devices) for _ in range(_WARM_UP)], {})
-            for rate, count in zip(rates, counts, strict=True):
-                taken = [next(devices) for _ in range(count)]
+            for rate, asked in zip(rates, counts, strict=True):
+                taken = [next(devices) for _ in range(asked)]
                 times = list(accumulate(rng.expovariate(rate) for _ in taken))
                 found.append(await _cell(serving, lines, taken, times))
     return found
@@ -172,9 +171,8 @@ async def _cell(
 
 async def _figures(serving: Serving) -> tuple[float, ...]:
     """Transactions, requests in them, seconds of them, and seconds of processor time, since the server started."""
-    who = "Basic " + base64.b64encode(f"viewer:{serving.key('viewer')}".encode()).decode()
     async with load.connections(serving.url, 1) as (line,):
-        status, body = await line.ask(request_head("GET", "/metrics", {"Authorization": who}))
+        status, body = await line.ask(serving.viewer_asks("/metrics"))
     if status != 200:
         raise BenchmarkError(f"the metrics were answered with status {status}")
     samples = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
 import random
 import sys
@@ -30,7 +29,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.server import load
 from benchmarks.server.bundle import tensors_of, write_bundle
 from benchmarks.server.fleet import Device, enrolled, of_round, updates
-from benchmarks.server.http import Connection, request_head
+from benchmarks.server.http import Connection
 from benchmarks.server.process import Serving, server
 from device_runtime.tensors import model_id
 
@@ -199,11 +198,10 @@ async def _disagreements(serving: Serving, line: Connection, ledger: Ledger) -> 
 
 async def _records(serving: Serving, line: Connection) -> list[dict[str, Any]]:
     """All rounds that are over."""
-    headers = {"Authorization": "Basic " + base64.b64encode(f"viewer:{serving.key('viewer')}".encode()).decode()}
     records: list[dict[str, Any]] = []
     before = 2**31 - 1
     while True:
-        status, body = await line.ask(request_head("GET", f"/v1/rounds?limit={_PAGE}&before={before}", headers))
+        status, body = await line.ask(serving.viewer_asks(f"/v1/rounds?limit={_PAGE}&before={before}"))
         if status != 200:
             raise BenchmarkError(f"the rounds were answered with status {status}: {body[:200]!r}")
         page = json.loads(body)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from aggregation_server.storage.once import write_once
 from device_runtime.errors import InputError
 from device_runtime.messages import TaskKind
 
@@ -76,8 +75,7 @@ def read_key(path: Path, role: Role) -> str:
         InputError: the file can't be read or made, others may read it, or it holds no key.
     """
     try:
-        if not path.exists():
-            _draw_key(path)
+        write_once(path, secrets.token_urlsafe(32) + "\n")
     except OSError as error:
         raise InputError(f"{path}: can't keep the {role}'s key there: {error.strerror}") from None
     try:
@@ -91,21 +89,6 @@ def read_key(path: Path, role: Role) -> str:
             f"{path}: expected the {role}'s key, a line of at least 32 characters; delete it for a new one"
         )
     return key
-
-
-def _draw_key(path: Path) -> None:
-    """Keep a new key in a file that is there with it or not at all: another server may read it, or the disk be full."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        with suppress(FileExistsError):  # another server was faster
-            path.hardlink_to(draft)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _code(text: str, client: str, key: bytes) -> str:

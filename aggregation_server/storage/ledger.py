@@ -30,6 +30,7 @@ from aggregation_server.storage.schema import (
     DEVICES,
     ENCODED_WEIGHTS,
     FLEET,
+    MADE_A_VERSION,
     OPTIMIZERS,
     OVER,
     PARTICIPANTS,
@@ -133,9 +134,8 @@ class Ledger:
         """The identity of a version's weights, where they are still there."""
         if number == 0:
             return self.fleet.initial_weights
-        made = (ROUNDS.c.phase == Phase.COMMITTED.value) & (ROUNDS.c.task != "evaluation")
         held = WEIGHTS.c.sha256 == ROUNDS.c.weights
-        query = select(WEIGHTS.c.sha256).join(ROUNDS, held).where(ROUNDS.c.number == number, made)
+        query = select(WEIGHTS.c.sha256).join(ROUNDS, held).where(ROUNDS.c.number == number, MADE_A_VERSION)
         return self.connection.execute(query).scalar()
 
     def keep_version(self, version: Version, keep: int) -> None:
@@ -151,12 +151,12 @@ class Ledger:
             oldest = select(ENCODED_WEIGHTS.c.id).order_by(ENCODED_WEIGHTS.c.id.desc()).offset(REMEMBERED).limit(1)
             if (found := self.connection.execute(oldest).scalar()) is not None:
                 self.connection.execute(delete(ENCODED_WEIGHTS).where(ENCODED_WEIGHTS.c.id <= found))
-        made = (ROUNDS.c.phase == Phase.COMMITTED.value) & (ROUNDS.c.task != "evaluation")
-        lately = select(ROUNDS.c.weights).where(made).order_by(ROUNDS.c.number.desc()).limit(keep - 1).subquery()
+        made = select(ROUNDS.c.weights).where(MADE_A_VERSION)
+        lately = made.order_by(ROUNDS.c.number.desc()).limit(keep - 1).subquery()
         kept = set(self.connection.execute(select(lately.c.weights)).scalars())
         kept |= {version.weights, self.fleet.initial_weights, self.fleet.weights}
         if self.fleet.released is not None:
-            released = select(ROUNDS.c.weights).where(made, ROUNDS.c.number == self.fleet.released)
+            released = made.where(ROUNDS.c.number == self.fleet.released)
             kept |= set(self.connection.execute(released).scalars())
         # Rows go whole: of one that only loses its bytes, SQLite keeps the page that it filled.
         self.connection.execute(delete(WEIGHTS).where(WEIGHTS.c.sha256.not_in(kept)))

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select
 
 from aggregation_server.history import Counts, RoundRecord
 from aggregation_server.rounds import Phase, Round, RoundConfig
-from aggregation_server.storage.schema import DEVICES, OPTIMIZERS, OVER, ROUNDS, WEIGHTS
+from aggregation_server.storage.schema import DEVICES, MADE_A_VERSION, OPTIMIZERS, OVER, ROUNDS, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def keep_optimizer(connection: Connection, round_id: int, data: bytes | None) ->
 
 
 def optimizer_of(connection: Connection, number: int) -> bytes | None:
-    made = (ROUNDS.c.phase == Phase.COMMITTED.value) & (ROUNDS.c.task != "evaluation")
-    query = select(OPTIMIZERS.c.data).join(ROUNDS).where(ROUNDS.c.number == number, made)
+    query = select(OPTIMIZERS.c.data).join(ROUNDS).where(ROUNDS.c.number == number, MADE_A_VERSION)
     data = connection.execute(query).scalar()
     return None if data is None else bytes(data)
 

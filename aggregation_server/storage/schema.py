@@ -82,13 +82,14 @@ ROUNDS = Table(
     Column("clients", Integer),
 )
 OVER = ROUNDS.c.phase.in_(("committed", "abandoned"))
+MADE_A_VERSION = (ROUNDS.c.phase == "committed") & (ROUNDS.c.task != "evaluation")
 # A version is made once, and one round is open: whatever servers do, the database holds them to it.
 Index(
     "one_commit_a_version",
     ROUNDS.c.number,
     unique=True,
-    sqlite_where=(ROUNDS.c.phase == "committed") & (ROUNDS.c.task != "evaluation"),
-    postgresql_where=(ROUNDS.c.phase == "committed") & (ROUNDS.c.task != "evaluation"),
+    sqlite_where=MADE_A_VERSION,
+    postgresql_where=MADE_A_VERSION,
 )
 Index("rounds_by_phase", ROUNDS.c.phase)
 

@@ -12,10 +12,10 @@ import re
 import secrets
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from aggregation_server.storage.database import StoreError
+from aggregation_server.storage.once import write_once
 from aggregation_server.storage.rows import Spooled
 from device_runtime.errors import InputError
 
@@ -204,17 +204,7 @@ def _new_segment() -> str:
 
 def _identity_of(folder: Path) -> str:
     path = folder / _IDENTITY
-    if not path.exists():
-        draft = folder / f".{secrets.token_hex(8)}"
-        try:
-            with draft.open("x") as file:
-                file.write(secrets.token_hex(16) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            with suppress(FileExistsError):  # another server was faster
-                path.hardlink_to(draft)
-        finally:
-            draft.unlink(missing_ok=True)
+    write_once(path, secrets.token_hex(16) + "\n")
     identity = path.read_text().strip()
     if not re.fullmatch("[0-9a-f]{32}", identity):
         raise InputError(f"{path}: expected 32 hexadecimal digits; delete it where no reports wait in this folder")

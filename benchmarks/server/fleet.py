@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 import struct
@@ -23,6 +22,7 @@ from benchmarks.server.http import request_head
 from device_runtime import codec, messages
 from device_runtime.bundle import open_bundle
 from device_runtime.tensors import TensorSpec
+from device_runtime.transport import Caller
 from device_runtime.update import ClientUpdate
 from device_runtime.weights import dump_weights
 
@@ -42,7 +42,7 @@ class Device:
 
     @classmethod
     def of(cls, name: str, secret: str, population: str) -> Device:
-        authorization = "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()
+        authorization = Caller(name, secret).authorization
         body = json.dumps(messages.CheckIn(population, name, "simulated 1.0").to_json()).encode()
         head = request_head("POST", messages.CHECK_IN, {"Authorization": authorization}, len(body))
         return cls(name, authorization, head + body)

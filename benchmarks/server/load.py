@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.server.fleet import Device, of_round
-from benchmarks.server.http import Connection, request_head
+from benchmarks.server.http import Connection
 from benchmarks.server.process import Serving
 from device_runtime import messages
 
@@ -155,8 +154,7 @@ async def whole_round(
 
 async def status_of(serving: Serving, line: Connection) -> dict[str, Any]:
     """What the server says of itself."""
-    authorization = "Basic " + base64.b64encode(f"viewer:{serving.key('viewer')}".encode()).decode()
-    status, body = await line.ask(request_head("GET", messages.STATUS, {"Authorization": authorization}))
+    status, body = await line.ask(serving.viewer_asks(messages.STATUS))
     if status != 200:
         raise BenchmarkError(f"the status was answered with {status}: {body[:200]!r}")
     found: dict[str, Any] = json.loads(body)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.server.http import request_head
+from device_runtime.transport import Caller
 from tff_sim.child_process import dies_with_parent
 
 _PAGE_UNIT = 1024  # /proc/PID/status counts in KiB
@@ -32,6 +34,10 @@ class Serving:
     def key(self, role: str) -> str:
         """The key of its operator or viewer."""
         return (self.folder / f"{role}.key").read_text().strip()
+
+    def viewer_asks(self, path: str) -> bytes:
+        """The request of a viewer for what is at a path."""
+        return request_head("GET", path, {"Authorization": Caller("viewer", self.key("viewer")).authorization})
 
     @property
     def peak_mb(self) -> float:
