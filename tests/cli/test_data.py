@@ -96,7 +96,7 @@ def test_partition_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             ["--partition", "by-hand"],
             "unknown partition 'by-hand'; known partitions: iid, shards, dirichlet, log-normal, power-law, natural",
         ),
-        (["--partition", "dirichlet", "--alpha", "0"], "--alpha should be a finite number above 0, not 0.0"),
+        (["--partition", "dirichlet", "--alpha", "0"], "--alpha should be a finite number of at least 1e-06, not 0.0"),
         (
             ["--partition", "natural"],
             "data set 'digits' has no natural clients: choose another --partition than 'natural'",

@@ -145,6 +145,14 @@ def test_dirichlet_goes_from_one_label_a_client_to_a_mixture() -> None:
     assert last < 0.05
 
 
+def test_the_smallest_alpha_gives_each_label_to_one_client() -> None:
+    data = _data(10_000)
+    hands = deal(data, Dirichlet(1e-6), 20, 0)
+    for label in range(10):
+        sizes = [int((data.train.y[hands.hand(number)] == label).sum()) for number in range(20)]
+        assert sum(sizes) - max(sizes) <= 20  # but for the examples of those who would have got none
+
+
 def test_dirichlet_s_shares_have_the_distribution_s_mean_and_variance() -> None:
     # One label, 2 clients: the first one's share is Beta(α, α), of mean 1/2 and variance 1/(4·(2α + 1)).
     labels = np.zeros(2000, np.int32)
@@ -267,8 +275,9 @@ def test_as_many_pieces_as_examples_still_go() -> None:
     ("name", "parameters", "message"),
     [
         ("shards", {"shards_per_client": 0}, "--shards-per-client should be at least 1, not 0"),
-        ("dirichlet", {"alpha": 0.0}, "--alpha should be a finite number above 0, not 0.0"),
-        ("dirichlet", {"alpha": float("nan")}, "--alpha should be a finite number above 0, not nan"),
+        ("dirichlet", {"alpha": 0.0}, "--alpha should be a finite number of at least 1e-06, not 0.0"),
+        ("dirichlet", {"alpha": 1e-9}, "--alpha should be a finite number of at least 1e-06, not 1e-09"),
+        ("dirichlet", {"alpha": float("nan")}, "--alpha should be a finite number of at least 1e-06, not nan"),
         ("log-normal", {"sigma": -1.0}, "--sigma should be a finite number of at least 0, not -1.0"),
         ("power-law", {"exponent": float("inf")}, "--exponent should be a finite number of at least 0, not inf"),
         ("iid", {"alpha": 1.0}, "partition 'iid' has no --alpha: leave it out"),

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from device_runtime.errors import InputError
 
+_LEAST_ALPHA = 1e-6  # each label's examples have gone to one client long before; NumPy draws for ever below 1e-8
+
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]
 
@@ -99,7 +101,8 @@ class Dirichlet(Scheme):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        _require_positive("--alpha", self.alpha)
+        if not (math.isfinite(self.alpha) and self.alpha >= _LEAST_ALPHA):
+            raise InputError(f"--alpha should be a finite number of at least {_LEAST_ALPHA:g}, not {self.alpha}")
 
     def deal(self, labels: Labels, clients: int, rng: np.random.Generator) -> list[Indices]:
         owners = np.empty(len(labels), np.int64)
@@ -193,8 +196,3 @@ def _sizes(shares: npt.NDArray[np.float64], count: int) -> Indices:
     bounds = np.rint(np.cumsum(shares) * count).astype(np.int64)
     bounds[-1] = count
     return np.diff(np.minimum(bounds, count), prepend=0)
-
-
-def _require_positive(option: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{option} should be a finite number above 0, not {value}")
