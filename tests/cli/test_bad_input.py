@@ -8,8 +8,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from cli.data_options import DATASET_NAMES, PARTITION_NAMES
@@ -104,6 +107,41 @@ def test_simulate_with_a_missing_folder_of_data(tmp_path: Path, capsys: pytest.C
     assert _line([*arguments, "--out", str(tmp_path / "run")], 2, capsys) == (
         f"{missing}: no such folder; --data-dir should hold the four MNIST files"
     )
+
+
+def _clients(folder: Path, x: type, labels: npt.NDArray[Any], test_labels: npt.NDArray[Any] | None = None) -> None:
+    folder.mkdir()
+    images: npt.NDArray[Any] = np.zeros((len(labels), 8, 8, 1), x)
+    np.savez(folder / "one.npz", x=images, y=labels)
+    np.savez(folder / "_test.npz", x=images, y=labels if test_labels is None else test_labels)
+
+
+DIGITS = np.array([0, 9, 3], np.int32)
+
+
+@needs_tff
+@pytest.mark.parametrize("engine", ["tff", "device"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((np.int32, DIGITS), "takes examples of float32 (8, 8, 1), data set 'npz' has int32 (8, 8, 1)"),
+        ((np.float32, DIGITS.astype(np.float32)), "takes labels of int32 (), data set 'npz' has float32 ()"),
+        ((np.float32, np.stack([DIGITS, DIGITS], 1)), "takes labels of int32 (), data set 'npz' has int32 (2,)"),
+        ((np.float32, DIGITS + 1), "takes labels from 0 to 9, data set 'npz' has 1 to 10"),
+        ((np.float32, DIGITS - 1), "takes labels from 0 to 9, data set 'npz' has -1 to 8"),
+        ((np.float32, DIGITS, DIGITS * 5), "takes labels from 0 to 9, data set 'npz' has 0 to 45"),
+    ],
+)
+def test_data_that_the_model_can_t_learn_from(
+    engine: str, data: tuple[Any, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorFlow ends in pages of its own, and a device trains on, to something else."""
+    _clients(tmp_path / "data", *data)
+    out = tmp_path / "run"
+    arguments = ["--dataset", "npz", "--data-dir", str(tmp_path / "data"), "--engine", engine, "--out", str(out)]
+    line = _line(["simulate", *arguments], 2, capsys)
+    assert line == f"model 'digits_mlp' {message}: choose another --model or --dataset"
+    assert not out.exists()
 
 
 @needs_tff

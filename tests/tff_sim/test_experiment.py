@@ -249,6 +249,8 @@ def test_evaluation_goes_over_all_batches_of_the_test_set() -> None:
     y[-50:] = (y[-50:] + 1) % 10
     result = Evaluator(SPEC, Examples(x, y))(weights)
     assert result.accuracy == pytest.approx(1050 / 1100)
+    with pytest.raises(InputError, match=r"can't evaluate the test examples \(.* label value of 10 .*\); do they fit"):
+        Evaluator(SPEC, Examples(x, y * 0 + 10))(weights)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from tff_sim.population import (
     Growth,
     Population,
     StoredPopulation,
+    on_disk,
     write_population,
 )
 
@@ -184,8 +185,25 @@ def test_sequences_and_numbers_as_labels_are_stored_too(tmp_path: Path) -> None:
     assert stored.test() is None
     numbers = Examples(np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32))
     assert write_population(tmp_path / "numbers", [("a", numbers)]).label_counts is None
-    words = Examples(np.zeros((3, 2), np.int32), np.full((3, 2), 9999, np.int32))
+    words = Examples(np.zeros((3, 2), np.int32), np.array([[7, 9], [8, 9999], [9, 8]], np.int32))
     assert write_population(tmp_path / "words", [("a", words)]).label_counts is None
+
+
+def test_bounds_of_labels_are_known_without_a_table_too(
+    dealt: DealtPopulation, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_disk, "_ROWS", 2)  # at a time
+    assert dealt.label_bounds == (0, 9) == GrowingPopulation(dealt, Growth(0.5), 0).label_bounds
+    stored = StoredPopulation(folder)
+    counts = stored.label_counts
+    assert counts is not None
+    assert stored.label_bounds == (0, counts.shape[1] - 1)
+    for title, labels in {"words": [[7, 9], [8, 9999], [9, 8]], "signs": [[1, 2], [3, 4], [-1, 0]]}.items():
+        part = Examples(np.zeros((3, 2), np.int32), np.array(labels, np.int32))
+        bounds = write_population(tmp_path / title, [("a", part)]).label_bounds
+        assert bounds == (np.min(labels), np.max(labels))
+    numbers = Examples(np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32))
+    assert write_population(tmp_path / "numbers", [("a", numbers)]).label_bounds is None
 
 
 def test_label_counts_of_many_rows_are_right(tmp_path: Path) -> None:

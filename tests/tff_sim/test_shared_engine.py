@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -166,6 +167,20 @@ def test_examples_of_another_model_are_refused(engine: SharedEngine, examples: E
     with pytest.raises(InputError) as caught:
         engine.round(engine.initialize(), WORK, [ClientTask("one", examples, 0)])
     assert str(caught.value) == said
+
+
+def test_a_label_that_the_model_has_no_output_for_ends_the_round_in_a_line(
+    engine: SharedEngine, clients: dict[str, Examples]
+) -> None:
+    wrong = Examples(clients["few"].x, np.array([1, 10, 3], np.int32))
+    with pytest.raises(InputError) as caught:
+        engine.round(engine.initialize(), WORK, [ClientTask("one", wrong, 0)])
+    assert re.fullmatch(
+        r"TensorFlow can't train these clients \(.*Received a label value of 10 which is outside the valid range of"
+        r" \[0, 10\)\..*\); do they fit the model\?",
+        str(caught.value),
+    )
+    _rounds(engine, clients)  # the worker is none the worse
 
 
 def test_memory_is_given_back_with_the_engine(clients: dict[str, Examples]) -> None:

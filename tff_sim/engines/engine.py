@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import grpc
 import numpy as np
 
+from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork
 from tff_sim.algorithms.algorithm import COUNTS
 from tff_sim.algorithms.client_data import client_dataset
+from tff_sim.workers.connection import first_line
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ class Engine(Protocol):
 
 
 class ProcessEngine:
-    """Rounds of a `tff.learning.templates.LearningProcess` from `build_fed_avg`, within `tff_sim.local_worker()`."""
+    """Rounds of a `tff.learning.templates.LearningProcess` from `build_fed_avg`, within `tff_sim.local_worker()`.
+
+    Raises:
+        InputError: of a round, TensorFlow refuses what a client has, such as a label that the model has no output for.
+    """
 
     def __init__(self, process: Any) -> None:
         self._process = process
@@ -76,7 +83,12 @@ class ProcessEngine:
         return self._process.initialize()
 
     def round(self, state: Any, work: ClientWork, tasks: Sequence[ClientTask]) -> EngineRound:
-        output = self._next(state, self._data(work, tasks))
+        try:
+            output = self._next(state, self._data(work, tasks))
+        except grpc.RpcError as error:  # a worker that lives, and whose TensorFlow refuses what it is given
+            raise InputError(
+                f"TensorFlow can't train these clients ({first_line(error.details())}); do they fit the model?"
+            ) from error
         measured = output.metrics["aggregator"]
         return EngineRound(
             state=output.state,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from models import ModelSpec, trained_variables
@@ -34,12 +35,22 @@ class Evaluator:
         self._sums = sums.get_concrete_function()
 
     def __call__(self, weights: Weights) -> TestResult:
-        """Test these weights, float32, in the model's order."""
+        """Test these weights, float32, in the model's order.
+
+        Raises:
+            InputError: TensorFlow refuses an example.
+        """
         for variable, value in zip(trained_variables(self._model), weights, strict=True):
             variable.assign(value)
         loss = measured = count = 0.0
         for batch in batches(self._test, _BATCH):
-            sums = self._sums(tf.constant(batch.x), tf.constant(batch.y))
+            try:
+                sums = self._sums(tf.constant(batch.x), tf.constant(batch.y))
+            except tf.errors.InvalidArgumentError as error:  # a symbol, say, that no row of an embedding is for
+                said = error.message.splitlines()[0]
+                raise InputError(
+                    f"TensorFlow can't evaluate the test examples ({said}); do they fit the model?"
+                ) from error
             loss += float(sums[0])
             measured += float(sums[1])
             count += float(sums[2])

@@ -21,10 +21,10 @@ from tff_sim.availability import require_tff
 from tff_sim.experiments.checkpoint import Checkpoint, flatten_state, restore_state, write_checkpoint
 from tff_sim.experiments.experiment import Experiment
 from tff_sim.experiments.file import dump_experiment, experiment_tables
+from tff_sim.experiments.fit import require_fit
 from tff_sim.experiments.results import COUNTS, ResultFiles, RoundMetrics, summarise
 from tff_sim.experiments.run_folder import RunFolder, Start
 from tff_sim.federated_data import FederatedData, make_population
-from tff_sim.pixels import rows
 from tff_sim.plan import Planner, cohort_size, random_cohorts
 from tff_sim.world import ClientTraits, world_planner
 
@@ -76,12 +76,7 @@ def run_experiment(
     if start.summary is not None:
         return start.summary
     data = make_population(experiment.data.spec(experiment.work.seed))
-    shape = rows(data.test, slice(0, 1)).x.shape[1:]
-    if spec.input.shape[1:] != shape:
-        raise InputError(
-            f"model {spec.name!r} takes examples of {tuple(spec.input.shape[1:])}, data set {data.name!r} has"
-            f" {shape}: choose another --model or --dataset"
-        )
+    require_fit(spec, data)
     with folder.working():
         folder.begin(dump_experiment(experiment), start)
         return _Run(experiment, spec, data, folder, start, workers, make_bundle).run(progress)

@@ -35,6 +35,12 @@ class Population(Mapping[str, Examples]):
     def label_counts(self) -> Counts | None:
         """How often each client has each label, int32 [K, L]; None where labels are not classes, or too many."""
 
+    @property
+    def label_bounds(self) -> tuple[int, int] | None:
+        """No label is below the first, none above the second; None where they are no whole numbers, or unknown."""
+        counts = self.label_counts
+        return None if counts is None else (0, counts.shape[1] - 1)
+
     @abstractmethod
     def examples(self, number: int) -> Examples:
         """Those of a client by its number, at least one."""

@@ -42,6 +42,11 @@ class DealtPopulation(Population):
             return None
         return count_labels(self.partition.offsets, lambda start, end: y[start:end], int(y.max()))
 
+    @property
+    def label_bounds(self) -> tuple[int, int] | None:
+        y = self._train.y
+        return (int(y.min()), int(y.max())) if y.dtype.kind in "iu" and y.size else None
+
     def examples(self, number: int) -> Examples:
         start, end = self.partition.offsets[number : number + 2]
         return rows(self._train, slice(start, end))

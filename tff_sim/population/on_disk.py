@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tff_sim.population.base import Population
 from tff_sim.population.format import DESCRIPTION, EXPECTED, TEXT, ArrayWriter, Description, StoredArray
 
 _INT64 = "int64"
+_ROWS = 1 << 16  # of labels that are looked at together
 
 
 class StoredPopulation(Population):
@@ -65,6 +66,21 @@ class StoredPopulation(Population):
     def label_counts(self) -> Counts | None:
         """Read anew each time, 4 bytes for each client and label."""
         return None if self._label_counts is None else self._label_counts.rows(0, len(self))
+
+    @property
+    def label_bounds(self) -> tuple[int, int] | None:
+        labels = self.description.labels
+        if labels is not None:
+            return 0, labels - 1
+        if self._y.dtype.kind != "i":
+            return None
+        # Too many for the table, or negative: all are read, some at a time.
+        bounds = [(int(part.min()), int(part.max())) for part in self._label_parts() if part.size]
+        return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
+
+    def _label_parts(self) -> Iterator[npt.NDArray[Any]]:
+        for first in range(0, self._y.shape[0], _ROWS):
+            yield self._y.rows(first, min(first + _ROWS, self._y.shape[0]))
 
     def examples(self, number: int) -> Examples:
         first, last = int(self._offsets[number]), int(self._offsets[number + 1])

@@ -30,3 +30,7 @@ class WrappedPopulation(Population):
     @property
     def label_counts(self) -> Counts | None:
         return self._within.label_counts
+
+    @property
+    def label_bounds(self) -> tuple[int, int] | None:
+        return self._within.label_bounds
