@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
+from device_runtime.tensors import describe
 from tff_sim import datasets
 from tff_sim.datasets import Dataset, cifar10
 from tff_sim.partition import Partition, Scheme, deal
@@ -62,6 +67,22 @@ class FederatedData:
     test: Examples
     partition: Partition | None
     about: dict[str, Any]
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of what a run goes on with: who has which training examples, and the test examples.
+
+        Of a population on disk, whose examples may be more than a minute's reading, names and numbers stand for them.
+        """
+        arrays = [self.clients.names.array(), self.clients.sizes]
+        digest = hashlib.sha256(self.test.identity.encode())
+        if self.partition is not None:
+            digest.update(self.partition.identity.encode())
+            arrays.append(self.partition.indices)
+        for array in arrays:
+            digest.update(describe(array).encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
 
 
 def make_population(spec: DataSpec) -> FederatedData:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cli.main import main
@@ -120,6 +121,35 @@ def test_another_experiment_does_not_go_on_there(broken_off: Path, capsys: pytes
         f"{broken_off}: holds another experiment: data.clients is 10 there, and 20 here; work.learning_rate is 0.1"
         " there, and 0.5 here; choose another --out, or --overwrite"
     )
+
+
+@pytest.mark.parametrize("changed", ["examples", "hands", "test examples"])
+def test_a_run_does_not_go_on_with_other_data(changed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file of a partition and the folder of the data keep their names, whatever is in them."""
+    folder, hands, out = tmp_path / "data", tmp_path / "hands.npz", tmp_path / "run"
+    partition = ["data", "partition", "--dataset", "npz", "--data-dir", str(folder), "--clients", "6"]
+    assert main(["data", "export", "--clients", "4", "--out", str(folder)]) == 0
+    assert main([*partition, "--partition", "iid", "--out", str(hands)]) == 0
+    arguments = ["--dataset", "npz", "--data-dir", str(folder), "--partition-file", str(hands), "--out", str(out)]
+    assert main(["simulate", *arguments, "--rounds", "1"]) == 0
+    moved = tmp_path / "elsewhere"
+    folder.rename(moved)
+    arguments[3] = str(moved)
+    assert main(["simulate", *arguments, "--rounds", "2", "--resume"]) == 0  # the same, in another place
+    name = "_test.npz" if changed == "test examples" else "client-002.npz"
+    with np.load(moved / name) as whole:
+        x, y = whole["x"], whole["y"]
+    if changed != "hands":
+        np.savez(moved / name, x=x, y=y[::-1])
+    partition[5] = str(moved)
+    assert main([*partition, "--partition", "iid", "--seed", str(int(changed == "hands")), "--out", str(hands)]) == 0
+    content = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    capsys.readouterr()
+    assert _line([*arguments, "--rounds", "3", "--resume"], capsys) == (
+        f"{out}: its run had other examples, or other clients had them, than those of here (their SHA-256 differs):"
+        " give it its own, choose another --out, or --overwrite"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == content
 
 
 def test_a_run_goes_on_for_more_rounds_ends_there_and_is_replaced(

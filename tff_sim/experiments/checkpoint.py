@@ -34,6 +34,7 @@ class Checkpoint:
         initial_accuracy: of the weights before round 1.
         rows: a row of metrics.csv a round.
         leaves: the arrays of the server's state, flattened.
+        data: `tff_sim.federated_data.FederatedData.identity`; None where it was not written down.
     """
 
     experiment: dict[str, Any]
@@ -41,6 +42,7 @@ class Checkpoint:
     initial_accuracy: float
     rows: Sequence[Sequence[Any]]
     leaves: Sequence[Any]
+    data: str | None = None
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -56,6 +58,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "initial_accuracy": checkpoint.initial_accuracy,
         "rows": checkpoint.rows,
         "leaves": len(checkpoint.leaves),
+        "data": checkpoint.data,
     }
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -91,7 +94,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: can't read it: {error.strerror}") from None
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
         raise InputError(f"{path}: a damaged checkpoint ({error}): begin anew with --overwrite") from None
-    return Checkpoint(about["experiment"], about["round"], about["initial_accuracy"], about["rows"], leaves)
+    data = about.get("data")  # earlier checkpoints have none
+    return Checkpoint(about["experiment"], about["round"], about["initial_accuracy"], about["rows"], leaves, data)
 
 
 def flatten_state(state: Any) -> list[Any]:

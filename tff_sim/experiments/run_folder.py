@@ -81,6 +81,14 @@ class RunFolder:
                     return Start(checkpoint, summary)
         return Start(checkpoint)
 
+    def require_data(self, checkpoint: Checkpoint, identity: str) -> None:
+        """Raise `InputError` where the run had other data than those of this `FederatedData.identity`."""
+        if checkpoint.data not in (None, identity):
+            raise InputError(
+                f"{self.path}: its run had other examples, or other clients had them, than those of here (their SHA-256"
+                " differs): give it its own, choose another --out, or --overwrite"
+            )
+
     def _require_same(self, there: dict[str, Any], here: dict[str, Any]) -> None:
         different = {key: values for key, values in differences(there, here).items() if key not in _MAY_DIFFER}
         if different:

@@ -77,6 +77,8 @@ def run_experiment(
         return start.summary
     data = make_population(experiment.data.spec(experiment.work.seed))
     require_fit(spec, data)
+    if start.checkpoint is not None:
+        folder.require_data(start.checkpoint, data.identity)
     with folder.working():
         folder.begin(dump_experiment(experiment), start)
         return _Run(experiment, spec, data, folder, start, workers, make_bundle).run(progress)
@@ -136,7 +138,7 @@ class _Run:
                     self.folder.checkpoint,
                     Checkpoint(
                         tables, done.number, initial_accuracy, [row.cells() for row in rows],
-                        flatten_state(done.result.state),
+                        flatten_state(done.result.state), self.data.identity,
                     ),
                 )  # fmt: skip
                 progress(row)
