@@ -88,6 +88,27 @@ _WORLD = (
     Setting("--malicious-kind", "world.faults.malicious_kind", click.Choice(FAULTS), "sign-flipped", "What they send."),
     Setting("--fault-scale", "world.faults.scale", float, 10.0, "Factor of a scaled update."),
 )
+# Key → what its option has no effect without: how the experiment shows that, and the option.
+_GOES_WITH: dict[str, tuple[Callable[[Experiment], bool], str]] = {
+    "optimizer.momentum": (lambda e: e.optimizer.name == "momentum", "--optimizer momentum"),
+    **dict.fromkeys(
+        [f"world.availability.{name}" for name in ("concentration", "label_hours", "noise_hours", "round_minutes")],
+        (lambda e: e.world.availability.share < 1, "--availability"),
+    ),
+    **dict.fromkeys(
+        [f"world.stragglers.{name}" for name in ("seconds_per_example", "device_spread", "round_spread")],
+        (
+            lambda e: e.world.stragglers.deadline_seconds is not None or e.world.over_selection > 1,
+            "--deadline or --over-selection",
+        ),
+    ),
+    "world.faults.corrupt_kind": (lambda e: e.world.faults.corrupt > 0, "--corrupt"),
+    "world.faults.malicious_kind": (lambda e: e.world.faults.malicious > 0, "--malicious"),
+    "world.faults.scale": (
+        lambda e: "scaled" in (e.world.faults.corrupt_kind, e.world.faults.malicious_kind),
+        "--corrupt-kind scaled or --malicious-kind scaled",
+    ),
+}
 SECTIONS = {"Data": (*WHO_HAS_WHAT, *CHANGES), "Training": _TRAINING, "The server": _SERVER, "The world": _WORLD}
 ALL = tuple(setting for settings in SECTIONS.values() for setting in settings)
 
@@ -125,12 +146,20 @@ def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experimen
         settings: parameter name → value, None where the option was not given.
 
     Raises:
-        InputError: a value is out of range, or the file is not right.
+        InputError: a value is out of range, an option has no effect without another one, or the file is not right.
     """
+    from device_runtime.errors import InputError
     from tff_sim.experiments.file import load_experiment
     from tff_sim.experiments.settings import nested
 
-    return load_experiment(config, nested(given(ALL, dict(settings))))
+    said = given(ALL, dict(settings))
+    experiment = load_experiment(config, nested(said))
+    for setting in ALL:
+        if setting.key in said and setting.key in _GOES_WITH:
+            holds, other = _GOES_WITH[setting.key]
+            if not holds(experiment):
+                raise InputError(f"{setting.flag} has no effect without {other}: leave it out, or give that too")
+    return experiment
 
 
 def export_for_engine(spec: ModelSpec, folder: Path, seed: int) -> Path:

@@ -65,6 +65,27 @@ needs_tff = pytest.mark.skipif(
         ),
         (["--drop-out", "2"], "world: drop_out should be from 0 to 1, not 2.0"),
         (["--deadline", "0"], "world: deadline_seconds should be above 0, not 0.0"),
+        (
+            ["--momentum", "0.5"],
+            "--momentum has no effect without --optimizer momentum: leave it out, or give that too",
+        ),
+        (
+            ["--malicious-kind", "scaled"],
+            "--malicious-kind has no effect without --malicious: leave it out, or give that too",
+        ),
+        (
+            ["--malicious", "0.1", "--fault-scale", "3"],
+            "--fault-scale has no effect without --corrupt-kind scaled or --malicious-kind scaled: leave it out, or"
+            " give that too",
+        ),
+        (
+            ["--label-hours", "3"],
+            "--label-hours has no effect without --availability: leave it out, or give that too",
+        ),
+        (
+            ["--device-spread", "1"],
+            "--device-spread has no effect without --deadline or --over-selection: leave it out, or give that too",
+        ),
         (["--config", "nowhere.toml"], "nowhere.toml: can't read it: No such file or directory"),
         (["--fraction", "1.5"], "--fraction should be from 0 to 1, not 1.5"),
         (["--rounds", "0"], "--rounds should be at least 1, not 0"),

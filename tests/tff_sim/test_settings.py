@@ -156,6 +156,22 @@ def test_every_key_of_the_file_but_a_few_has_an_option() -> None:
     assert keys - without == {setting.key for setting in experiment_options.ALL} - {"seed"} | {"work.seed"}
 
 
+def test_an_option_goes_with_what_gives_it_an_effect() -> None:
+    values: dict[str, Any] = {
+        "optimizer__momentum": 0.5, "optimizer__name": "momentum",
+        "world__availability__label_hours": 3.0, "world__availability__share": 0.5,
+        "world__stragglers__device_spread": 1.0, "world__over_selection": 1.5,
+        "world__stragglers__round_spread": 1.0, "world__stragglers__deadline_seconds": 3.0,
+        "world__faults__scale": 3.0, "world__faults__corrupt_kind": "scaled", "world__faults__corrupt": 0.1,
+        "world__faults__malicious_kind": "nan", "world__faults__malicious": 0.1,
+    }  # fmt: skip
+    experiment = experiment_options.experiment_of(None, values)
+    assert experiment.optimizer.momentum == 0.5
+    assert experiment.world.faults.scale == 3.0
+    unknown = set(experiment_options._GOES_WITH) - {setting.key for setting in experiment_options.ALL}
+    assert unknown == set()
+
+
 def everything(kind: Any) -> dict[str, Any]:
     """All keys, also those whose default is None."""
     hints = typing.get_type_hints(kind)
