@@ -11,7 +11,6 @@ import click
 from cli.experiment_options import ENGINES
 from cli.options import JSON, SEED, print_json
 from cli.sweep import print_sweep, resuming
-from device_runtime.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from tff_sim.experiments.reproduce import Entry, Row
@@ -66,6 +65,7 @@ def reproduce(
     require_tff()
     if sweep and learning_rate is not None:
         raise click.UsageError("--sweep searches the learning rate, --lr gives it: leave one of them out")
+    from tff_sim.errors import DivergedError
     from tff_sim.experiments import reproduce as paper
 
     tables = _chosen(table, rows)
@@ -78,7 +78,7 @@ def reproduce(
             changed = _changed(row, data_dir, seed, rounds, target_accuracy, learning_rate, engine)
             try:
                 run_row(changed, out / name / row.name, sweep, int(per_decade))
-            except CheckFailedError as error:  # the other rows are not the worse for it
+            except DivergedError as error:  # the other rows are not the worse for it
                 click.echo(f"{row.name}: {error}", err=True)
                 diverged.append(row.name)
     reports = {name: paper.write_report(name, out) for name in tables}
@@ -93,7 +93,7 @@ def reproduce(
         for path in [*(out / f"{name}.md" for name in reports), *filter(None, figures)]:
             click.echo(str(path))
     if diverged:
-        raise CheckFailedError(f"the training diverged in {', '.join(diverged)}: give a lower --lr, or --sweep")
+        raise DivergedError(f"the training diverged in {', '.join(diverged)}: give a lower --lr, or --sweep")
 
 
 def run_row(row: Row, folder: Path, sweep: bool, per_decade: int) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cli.main import main
 from device_runtime.errors import CheckFailedError, InputError
 from device_runtime.work import ClientWork
+from tff_sim.errors import DivergedError
 from tff_sim.experiments.experiment import Experiment
 from tff_sim.experiments.sweep import RESOLUTIONS, Outcome, best_of, learning_rates, run_sweep
 
@@ -76,7 +77,7 @@ class _Runs:
         rate = experiment.work.learning_rate
         self.done.append((rate, experiment.rounds))
         if rate not in self.to_target:
-            raise CheckFailedError("the training diverged")
+            raise DivergedError("the training diverged")
         reached = self.to_target[rate]
         summary = {
             "rounds": experiment.rounds, "rounds_to_target": reached, "best_accuracy": 0.9 if reached else 0.5,
@@ -111,6 +112,15 @@ def test_pruned_rates_get_no_more_rounds_than_the_best_took(tmp_path: Path) -> N
     runs = _Runs({0.1: 15.5, 0.2154: None, 0.4642: 3.0, 1.0: None})
     run_sweep(EXPERIMENT, (0.1, 0.2154, 0.4642, 1.0), tmp_path, runs, prune=True)
     assert runs.done == [(0.1, 20), (0.2154, 16), (0.4642, 16), (1.0, 3)]
+
+
+def test_only_a_training_that_diverged_is_told_as_one(tmp_path: Path) -> None:
+    def run(experiment: Experiment, out: Path) -> dict[str, Any]:
+        raise CheckFailedError("a runtime does not compute what Keras did")
+
+    with pytest.raises(CheckFailedError, match=r"^a runtime does not compute"):
+        run_sweep(EXPERIMENT, (0.1,), tmp_path, run)
+    assert not (tmp_path / "sweep.json").exists()
 
 
 def test_another_experiment_s_sweep_is_not_mixed_in(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import models
 from device_runtime.codec import encoded_size
-from device_runtime.errors import CheckFailedError, InputError
+from device_runtime.errors import InputError
 from device_runtime.tensors import TensorSpec, Weights
 from device_runtime.weights import dump_weights
 from models import ModelSpec
 from tff_sim.algorithms.schedules import work_of
 from tff_sim.availability import require_tff
+from tff_sim.errors import DivergedError
 from tff_sim.experiments.checkpoint import Checkpoint, flatten_state, restore_state, write_checkpoint
 from tff_sim.experiments.experiment import Experiment
 from tff_sim.experiments.file import dump_experiment, experiment_tables
@@ -64,7 +65,7 @@ def run_experiment(
         UnavailableError: TensorFlow Federated has no wheel for this machine.
         UnknownModelError, DatasetError, InputError: something named does not exist or is damaged, or the folder holds a
             run that would be lost, or another experiment's.
-        CheckFailedError: the training diverged; the rounds before are in the files.
+        DivergedError: the training diverged; the rounds before are in the files.
         NetworkError: the workers are lost; the rounds before are in the files, to go on from.
     """
     require_tff()
@@ -126,7 +127,7 @@ class _Run:
             for done in simulate(engine, self.data.clients.at, work, self._plan(), numbers, state):
                 if done.plan.reports and not math.isfinite(done.result.train_loss):
                     self.folder.give_up()
-                    raise CheckFailedError(
+                    raise DivergedError(
                         f"round {done.number}: the training diverged: its loss is not finite; lower --lr"
                     )
                 test = evaluate(done.result.weights)

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from device_runtime.errors import CheckFailedError, InputError
+from device_runtime.errors import InputError
 from device_runtime.files import replace_whole
+from tff_sim.errors import DivergedError
 from tff_sim.experiments.experiment import Experiment
 from tff_sim.experiments.figure import Line, accuracy_figure
 from tff_sim.experiments.file import experiment_tables
@@ -120,7 +121,7 @@ def run_sweep(
             if prune and best is not None and best.rounds_to_target is not None:
                 rounds = min(rounds, math.ceil(best.rounds_to_target) or 1)
             chosen = replace(experiment, rounds=rounds, work=replace(experiment.work, learning_rate=rate))
-            with contextlib.suppress(CheckFailedError):
+            with contextlib.suppress(DivergedError):
                 outcome = Outcome.of(rate, run(chosen, out / folder_name(rate)))
         outcomes.append(outcome)
         content = _write(out, tables, outcomes, experiment.target_accuracy)
