@@ -25,6 +25,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 import models
+from cli.main import main
 from device_runtime.errors import InputError, NetworkError
 from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
@@ -251,8 +252,15 @@ def test_a_run_tells_of_a_lost_worker_and_ends_when_all_are(
     assert [line for line in progress if not line.startswith("simulating ")] == []
     assert (run.returncode, stdout) == (3, "")
     with (out / "metrics.csv").open(newline="") as stream:
-        assert len(list(csv.DictReader(stream))) >= 2
+        rows = list(csv.DictReader(stream))
+    assert len(rows) >= 2
     assert (out / "weights.safetensors").is_file()
+    # The checkpoint is of the last round, and the run goes on from it, here on this machine.
+    resume = ["simulate", "--clients", "20", "--rounds", str(len(rows) + 1), "--resume", "--out", str(out)]
+    assert main(resume) == 0
+    with (out / "metrics.csv").open(newline="") as stream:
+        after = list(csv.DictReader(stream))
+    assert (after[:-1], after[-1]["round"]) == (rows, str(len(rows) + 1))
 
 
 def test_an_aggregation_that_needs_another_can_t_be_split(pair: tuple[RunningWorker, RunningWorker]) -> None:
