@@ -91,6 +91,7 @@ def test_measured_stands_next_to_published(tmp_path: Path) -> None:
     """Rounds are the paper's: of the monotone curve, interpolated; a swept row is its best rate's."""
     _finished(tmp_path / "table2" / "cnn-iid-fedsgd", [0.1, 0.5, 0.4, 0.9, 1.0])
     best = tmp_path / "table2" / "cnn-iid-e5-b10"
+    _finished(best, [0.1, 0.2, 1.0], 0.1)  # before the sweep
     _finished(best / "lr-0.2154", [0.1, 0.98, 1.0], 0.2154)
     (best / "sweep.json").write_text(json.dumps({"best": {"learning_rate": 0.2154}}))
     _finished(tmp_path / "table2" / "cnn-iid-e1-b10", [0.1, 0.2])

@@ -84,16 +84,19 @@ def write_figure(name: str, table: str, rows: Sequence[str], out: Path) -> Path 
 
 
 def run_folder(folder: Path) -> Path | None:
-    """Where a row's finished run is: there, or, after a sweep, in the folder of its best rate; None where it is not."""
-    if (folder / "summary.json").is_file():
-        return folder
+    """Where a row's finished run is: after a sweep in the folder of its best rate, else there; None where it is not.
+
+    A sweep has the row's own rate among its own, so what was run before at that rate alone is not better.
+    """
     try:
         best = json.loads((folder / "sweep.json").read_text())["best"]
+        if best is not None:
+            return folder / folder_name(best["learning_rate"])
     except FileNotFoundError:
-        return None
+        pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'sweep.json'}: not a sweep's file: {error!r}") from None
-    return None if best is None else folder / folder_name(best["learning_rate"])
+    return folder if (folder / "summary.json").is_file() else None
 
 
 def _targets(name: str, rows: Mapping[str, Row], folders: Mapping[str, Path]) -> list[float]:
