@@ -177,8 +177,10 @@ def test_simulate_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @needs_tff
 def test_a_run_that_diverges_ends_with_the_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = _line(["simulate", "--lr", "1e30", "--clients", "20", "--out", str(tmp_path)], 1, capsys)
-    assert line == "round 1: the training diverged: its loss is not finite; lower --lr"
+    diverging = ["simulate", "--lr", "1e30", "--clients", "20", "--out", str(tmp_path)]
+    told = "round 1: the training diverged: its loss is not finite; lower --lr"
+    assert _line(diverging, 1, capsys) == told
+    assert _line([*diverging, "--malicious", "0.1"], 1, capsys) == f"{told}, or take a robust --aggregator"
     assert not (tmp_path / "summary.json").exists()
 
 

@@ -78,7 +78,7 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_checkpoint(path)
     assert str(caught.value).startswith(f"{path}: a damaged checkpoint (")
-    assert str(caught.value).endswith("): begin anew with --overwrite")
+    assert str(caught.value).endswith("): remove it to begin anew")
 
 
 def test_another_format_is_named(tmp_path: Path) -> None:
@@ -88,8 +88,7 @@ def test_another_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_checkpoint(path)
     assert str(caught.value) == (
-        f"{path}: a checkpoint of format 9, of another version of pocketfed; this one reads 1: begin anew with"
-        " --overwrite"
+        f"{path}: a checkpoint of format 9, of another version of pocketfed; this one reads 1: remove it to begin anew"
     )
 
 

@@ -425,6 +425,10 @@ def test_a_growing_population_gives_what_exists_in_a_round(dealt: DealtPopulatio
         for number in (1, 4, 2):
             there = growth.existing(len(base[name]), 9, name, number)
             _same(growing.at(number)[name], Examples(base[name].x[there], base[name].y[there]))
+            chosen = np.array([3, 0, 3])
+            assert growing.at(number).sizes_now(chosen).tolist() == [
+                len(growing.at(number).examples(client)) for client in chosen.tolist()
+            ]
         _same(growing[name], growing.at(1)[name])
         assert list(growing.at(3)) == list(base)
         assert growing.sizes.tolist() == base.sizes.tolist()

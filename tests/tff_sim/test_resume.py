@@ -119,7 +119,7 @@ def test_another_experiment_does_not_go_on_there(broken_off: Path, capsys: pytes
     arguments = ["--resume", "--clients", "20", "--rounds", "3", "--lr", "0.5", "--out", str(broken_off)]
     assert _line(arguments, capsys) == (
         f"{broken_off}: holds another experiment: data.clients is 10 there, and 20 here; work.learning_rate is 0.1"
-        " there, and 0.5 here; choose another --out, or --overwrite"
+        " there, and 0.5 here; choose another --out, or remove this one"
     )
 
 
@@ -147,7 +147,7 @@ def test_a_run_does_not_go_on_with_other_data(changed: str, tmp_path: Path, caps
     capsys.readouterr()
     assert _line([*arguments, "--rounds", "3", "--resume"], capsys) == (
         f"{out}: its run had other examples, or other clients had them, than those of here (their SHA-256 differs):"
-        " give it its own, choose another --out, or --overwrite"
+        " give it its own, choose another --out, or remove this one"
     )
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == content
 

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import InputError
+from tff_sim.federated_data import DataSpec, make_population
 from tff_sim.plan import random_cohorts
+from tff_sim.population import Growth
 from tff_sim.world import FAULTS, Availability, ClientTraits, Faults, Stragglers, World, world_planner
 
 
 def _population(count: int, classes: int = 10, size: int = 100) -> ClientTraits:
     names = [f"client-{index}" for index in range(count)]
-    return ClientTraits(names, np.full(count, size), np.arange(count) % classes, classes)
+    return ClientTraits(names, lambda _, numbers: np.full(len(numbers), size), np.arange(count) % classes, classes)
 
 
 WORLDS = st.builds(
@@ -138,7 +140,7 @@ def test_clients_without_labels_come_at_any_hour() -> None:
 def test_those_with_more_examples_and_slower_devices_are_late() -> None:
     """log(duration) is normal: its mean log(n·E·s), its variance that of device and round together."""
     sizes = np.repeat([50, 200], 5000)
-    population = replace(_population(10_000), sizes=sizes)
+    population = replace(_population(10_000), sizes=lambda _, numbers: sizes[numbers])
     stragglers = Stragglers(seconds_per_example=0.01, device_spread=0.4, round_spread=0.3, deadline_seconds=2.0)
     plan = world_planner(World(stragglers=stragglers), population, 1.0, 2, 4)
     size = dict(zip(population.names, sizes.tolist(), strict=True))
@@ -152,6 +154,19 @@ def test_those_with_more_examples_and_slower_devices_are_late() -> None:
     large = {name for name, examples in size.items() if examples == 200}
     once, twice = rounds[0] & large, rounds[0] & rounds[1] & large
     assert len(twice) / len(once) > len(rounds[1] & large) / len(large) + 0.1
+
+
+def test_a_client_that_grows_takes_longer() -> None:
+    """Without spread, who is in time has no more examples in that round than the deadline allows."""
+    data = make_population(DataSpec("digits", clients=20, growth=Growth(present=0.3, added=0.2), seed=2))
+    world = World(stragglers=Stragglers(0.01, device_spread=0, round_spread=0, deadline_seconds=0.4))
+    plan = world_planner(world, ClientTraits.of(data.clients), 1.0, 1, 0)
+    late = []
+    for number in (1, 3, 6):
+        there = data.clients.at(number)
+        assert set(plan(number).reports) == {name for name, examples in there.items() if len(examples) <= 40}
+        late.append(plan(number).counts["late"])
+    assert 0 <= late[0] < late[1] < late[2] <= 20
 
 
 def test_over_selection_takes_the_first_that_report() -> None:

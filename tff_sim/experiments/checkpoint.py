@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if about["format"] != _FORMAT:
                 raise InputError(
                     f"{path}: a checkpoint of format {about['format']}, of another version of pocketfed; this one reads"
-                    f" {_FORMAT}: begin anew with --overwrite"
+                    f" {_FORMAT}: remove it to begin anew"
                 )
             leaves = [
                 np.load(io.BytesIO(archive.read(f"{index}.npy")), allow_pickle=False)
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise InputError(f"{path}: can't read it: {error.strerror}") from None
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
-        raise InputError(f"{path}: a damaged checkpoint ({error}): begin anew with --overwrite") from None
+        raise InputError(f"{path}: a damaged checkpoint ({error}): remove it to begin anew") from None
     data = about.get("data")  # earlier checkpoints have none
     return Checkpoint(about["experiment"], about["round"], about["initial_accuracy"], about["rows"], leaves, data)
 
@@ -125,5 +125,5 @@ def restore_state(like: Any, leaves: Sequence[Any], path: Path) -> Any:
         for one, other in zip(expected, leaves, strict=True)
     )
     if not same:
-        raise InputError(f"{path}: its state is not that of this experiment's algorithm: begin anew with --overwrite")
+        raise InputError(f"{path}: its state is not that of this experiment's algorithm: remove it to begin anew")
     return tf.nest.pack_sequence_as(like, [leaf[()] for leaf in leaves])

@@ -86,7 +86,7 @@ class RunFolder:
         if checkpoint.data not in (None, identity):
             raise InputError(
                 f"{self.path}: its run had other examples, or other clients had them, than those of here (their SHA-256"
-                " differs): give it its own, choose another --out, or --overwrite"
+                " differs): give it its own, choose another --out, or remove this one"
             )
 
     def _require_same(self, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class RunFolder:
             told = "; ".join(
                 f"{key} is {_told(old)} there, and {_told(new)} here" for key, (old, new) in different.items()
             )
-            raise InputError(f"{self.path}: holds another experiment: {told}; choose another --out, or --overwrite")
+            raise InputError(f"{self.path}: holds another experiment: {told}; choose another --out, or remove this one")
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from tff_sim.experiments.results import COUNTS, ResultFiles, RoundMetrics, summa
 from tff_sim.experiments.run_folder import RunFolder, Start
 from tff_sim.federated_data import FederatedData, make_population
 from tff_sim.plan import Planner, cohort_size, random_cohorts
-from tff_sim.world import ClientTraits, world_planner
+from tff_sim.world import ClientTraits, Faults, world_planner
 
 if TYPE_CHECKING:
     from tff_sim.engines.engine import Engine
@@ -129,6 +129,7 @@ class _Run:
                     self.folder.give_up()
                     raise DivergedError(
                         f"round {done.number}: the training diverged: its loss is not finite; lower --lr"
+                        + (", or take a robust --aggregator" if self.experiment.world.faults != Faults() else "")
                     )
                 test = evaluate(done.result.weights)
                 row = _row(done, len(self.data.clients), test.accuracy, test.loss, upload, download)

@@ -45,6 +45,10 @@ class Population(Mapping[str, Examples]):
     def examples(self, number: int) -> Examples:
         """Those of a client by its number, at least one."""
 
+    def sizes_now(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many examples each of these clients has in the round that `at` chose; at least one."""
+        return self.sizes[numbers]
+
     def at(self, round_number: int) -> Population:
         """The same clients as they are in a round, which counts from 1; here nothing changes."""
         return self

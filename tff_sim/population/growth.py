@@ -76,9 +76,13 @@ class GrowingPopulation(WrappedPopulation):
         self._round = round_number
 
     def examples(self, number: int) -> Examples:
-        everything = self._within.at(self._round).examples(number)
-        there = self._growth.existing(len(everything), self._seed, self.names.name(number), self._round)
-        return rows(everything, there)
+        return rows(self._within.at(self._round).examples(number), self._existing(number))
+
+    def sizes_now(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.array([len(self._existing(number)) for number in numbers.tolist()], np.int64)
+
+    def _existing(self, number: int) -> npt.NDArray[np.int64]:
+        return self._growth.existing(int(self.sizes[number]), self._seed, self.names.name(number), self._round)
 
     def at(self, round_number: int) -> Population:
         return GrowingPopulation(self._within, self._growth, self._seed, round_number)

@@ -7,7 +7,7 @@ a Philox whose key is seed and round, and whose counter's last word says what it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +28,13 @@ class ClientTraits:
 
     Attributes:
         names: K of them.
-        sizes: int [K], examples of each.
+        sizes: given a round and numbers of clients, how many examples each of them has in it.
         labels: int [K], the label that most of a client's examples have; None where labels are not classes.
         classes: how many labels there are.
     """
 
     names: Sequence[str]
-    sizes: npt.NDArray[np.int64]
+    sizes: Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.int64]]
     labels: npt.NDArray[np.int64] | None
     classes: int = 0
 
@@ -43,7 +43,11 @@ class ClientTraits:
         """Those of a population."""
         counts = population.label_counts
         labels, classes = (None, 0) if counts is None else (counts.argmax(axis=1), counts.shape[1])
-        return cls(population.names, population.sizes, labels, classes)
+
+        def sizes(round_number: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            return population.at(round_number).sizes_now(numbers)
+
+        return cls(population.names, sizes, labels, classes)
 
 
 def world_planner(world: World, clients: ClientTraits, fraction: float, epochs: int, seed: int) -> Planner:
@@ -67,7 +71,7 @@ def world_planner(world: World, clients: ClientTraits, fraction: float, epochs: 
     peaks = _peaks(world, clients, seed)
     stragglers = world.stragglers
     device_factor = np.exp(stragglers.device_spread * _generator(seed, _ALWAYS, _DEVICE).standard_normal(count))
-    seconds = stragglers.seconds_per_example * epochs * clients.sizes * device_factor
+    per_example = stragglers.seconds_per_example * epochs * device_factor
     malicious = np.zeros(count, bool)
     malicious[_generator(seed, _ALWAYS, _MALICE).permutation(count)[: round(world.faults.malicious * count)]] = True
 
@@ -77,7 +81,8 @@ def world_planner(world: World, clients: ClientTraits, fraction: float, epochs: 
         selected = available[chosen]
         stays = _generator(seed, number, _DROP_OUT).random(len(selected)) >= world.drop_out
         noise = _generator(seed, number, _DURATION).standard_normal(len(selected))
-        durations = seconds[selected] * np.exp(stragglers.round_spread * noise)
+        seconds = per_example[selected] * clients.sizes(number, selected)
+        durations = seconds * np.exp(stragglers.round_spread * noise)
         deadline = stragglers.deadline_seconds
         in_time = stays & (durations <= (math.inf if deadline is None else deadline))
         order = np.argsort(durations, kind="stable")
