@@ -114,6 +114,9 @@ class Database:
                     yield free
                 finally:
                     with suppress(SQLAlchemyError):
+                        if free:  # at once: PostgreSQL may hear late that the session has ended
+                            connection.execute(text("SELECT pg_advisory_unlock(:key)"), lock)
+                    with suppress(SQLAlchemyError):
                         connection.invalidate()  # the lock ends with its session, whatever state that is in
         except SQLAlchemyError as error:
             raise StoreError(f"{self.name}: the server's database failed: {reason(error)}") from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 _COMMIT = b"\x0bCOMMIT\x00"  # the statement alone, with its length before it
+_TERMINATE = b"X\x00\x00\x00\x04"
 
 
 class Way:
@@ -18,10 +20,12 @@ class Way:
 
     Attributes:
         cut: what is to become of the next COMMIT; None lets it pass.
+        linger: seconds by which PostgreSQL hears later that a session has ended.
     """
 
     def __init__(self, folder: Path, behind: Path) -> None:
         self.cut: Literal["before", "after"] | None = None
+        self.linger = 0.0
         self._behind = behind
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / behind.name))
@@ -44,6 +48,8 @@ class Way:
             while True:
                 for source in select.select([client, server], [], [])[0]:
                     data = source.recv(1 << 16)
+                    if data.endswith(_TERMINATE):
+                        time.sleep(self.linger)
                     if not data:
                         return
                     if source is client and data.endswith(_COMMIT) and self.cut is not None:

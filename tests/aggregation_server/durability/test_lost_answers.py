@@ -70,3 +70,13 @@ def test_a_round_whose_commit_was_cut_is_committed_once(
     assert (record.number, record.outcome, record.clients) == (1, "committed", 3)
     assert fleet.status()["phase"] == "selection"
     assert fleet.status()["round"] == 2
+
+
+def test_the_right_to_commit_is_free_before_postgresql_hears_that_its_session_has_ended(
+    cut_fleet: tuple[Fleet, Way],
+) -> None:
+    fleet, way = cut_fleet
+    way.linger = 2.0
+    for _ in range(3):
+        with fleet.store.database.sole_committer() as alone:
+            assert alone
