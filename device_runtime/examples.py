@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from device_runtime.bundle import Manifest
 from device_runtime.errors import InputError, IntegrityError
-from device_runtime.tensors import TensorSpec, describe
+from device_runtime.tensors import TensorSpec, describe, identity_of
 
 SPARSE_LOSS = "sparse_categorical_crossentropy"
 _SQLITE = b"SQLite format 3\0"
@@ -45,11 +44,7 @@ class Examples:
     @cached_property
     def identity(self) -> str:
         """SHA-256, in hexadecimal, of types, values and order: equal for the same examples and for no others."""
-        digest = hashlib.sha256()
-        for array in (self.x, self.y):
-            digest.update(describe(array).encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return identity_of(self.x, self.y)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,15 @@ def describe(array: npt.NDArray[Any]) -> str:
     return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
 
 
+def identity_of(*arrays: npt.NDArray[Any]) -> str:
+    """SHA-256, in hexadecimal, of types, shapes and values: equal for the same arrays and for no others."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(describe(array).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a JSON value: sorted keys, UTF-8, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

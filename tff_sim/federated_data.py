@@ -8,11 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
-from device_runtime.tensors import describe
+from device_runtime.tensors import identity_of
 from tff_sim import datasets
 from tff_sim.datasets import Dataset, cifar10
 from tff_sim.partition import Partition, Scheme, deal
@@ -74,15 +72,10 @@ class FederatedData:
 
         Of a population on disk, whose examples may be more than a minute's reading, names and numbers stand for them.
         """
-        arrays = [self.clients.names.array(), self.clients.sizes]
-        digest = hashlib.sha256(self.test.identity.encode())
+        parts = [self.test.identity, identity_of(self.clients.names.array(), self.clients.sizes)]
         if self.partition is not None:
-            digest.update(self.partition.identity.encode())
-            arrays.append(self.partition.indices)
-        for array in arrays:
-            digest.update(describe(array).encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-        return digest.hexdigest()
+            parts += [self.partition.identity, identity_of(self.partition.indices)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def make_population(spec: DataSpec) -> FederatedData:
