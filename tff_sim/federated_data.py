@@ -70,11 +70,14 @@ class FederatedData:
     def identity(self) -> str:
         """SHA-256 of what a run goes on with: who has which training examples, and the test examples.
 
-        Of a population on disk, whose examples may be more than a minute's reading, names and numbers stand for them.
+        A population on disk, more than a minute's reading, has it written down; where one of an earlier version has
+        not, names and numbers stand for the training examples.
         """
         parts = [self.test.identity, identity_of(self.clients.names.array(), self.clients.sizes)]
         if self.partition is not None:
             parts += [self.partition.identity, identity_of(self.partition.indices)]
+        elif self.clients.identity is not None:
+            parts.append(self.clients.identity)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

@@ -243,12 +243,35 @@ def test_a_folder_that_is_no_population_is_named(folder: Path, tmp_path: Path) -
         ({"examples": 3}, f"a field is missing or out of its range; {EXPECTED}"),
         ({"x": {"dtype": "object", "shape": [3]}}, f"'x' or 'y' is no dtype and shape of an example; {EXPECTED}"),
         ({"y": {"dtype": "int32", "shape": [-1]}}, f"'x' or 'y' is no dtype and shape of an example; {EXPECTED}"),
+        ({"identity": 5}, f"'identity' is no SHA-256 in hex; {EXPECTED}"),
+        ({"identity": "0" * 63 + "X"}, f"'identity' is no SHA-256 in hex; {EXPECTED}"),
     ],
 )
 def test_a_description_of_another_form_is_named(folder: Path, change: dict[str, Any], message: str) -> None:
     path = folder / "population.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert _refusal(folder) == f"{path}: {message}"
+
+
+def test_what_was_written_has_an_identity(tmp_path: Path) -> None:
+    def written(name: str, *clients: Examples) -> str | None:
+        parts = [(f"phone-{number}", part) for number, part in enumerate(clients)]
+        return write_population(tmp_path / name, parts).identity
+
+    one, other = (Examples(np.full((3, 2), value, np.float32), np.arange(3, dtype=np.int32)) for value in (0, 1))
+    first = written("first", one, other)
+    assert first is not None
+    assert written("again", one, other) == first
+    swapped = Examples(other.x, other.y[::-1].copy())
+    assert len({first, written("other", other, one), written("labels", one, swapped)}) == 3
+
+
+def test_a_description_of_an_earlier_version_has_no_identity(folder: Path) -> None:
+    path = folder / "population.json"
+    content = json.loads(path.read_text())
+    assert StoredPopulation(folder).identity == content.pop("identity")
+    path.write_text(json.dumps(content))
+    assert StoredPopulation(folder).identity is None
 
 
 @pytest.mark.parametrize("name", ["x", "y", "offsets", "names", "order", "label_counts"])

@@ -152,6 +152,28 @@ def test_a_run_does_not_go_on_with_other_data(changed: str, tmp_path: Path, caps
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == content
 
 
+def test_a_run_does_not_go_on_with_another_packed_population(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two populations of the same clients, numbers and test examples; the pixels of one's training differ."""
+    files, packed, other, out = (tmp_path / name for name in ("files", "packed", "other", "run"))
+    assert main(["data", "export", "--clients", "4", "--out", str(files)]) == 0
+    pack = ["data", "export", "--dataset", "npz", "--data-dir", str(files), "--packed", "--out"]
+    assert main([*pack, str(packed)]) == 0
+    with np.load(files / "client-002.npz") as whole:
+        x, y = whole["x"], whole["y"]
+    np.savez(files / "client-002.npz", x=x[::-1], y=y)
+    assert main([*pack, str(other)]) == 0
+    arguments = ["--dataset", "packed", "--out", str(out), "--data-dir"]
+    assert main(["simulate", *arguments, str(packed), "--rounds", "1"]) == 0
+    capsys.readouterr()
+    assert _line([*arguments, str(other), "--rounds", "2", "--resume"], capsys) == (
+        f"{out}: its run had other examples, or other clients had them, than those of here (their SHA-256 differs):"
+        " give it its own, choose another --out, or remove this one"
+    )
+    assert main(["simulate", *arguments, str(packed), "--rounds", "2", "--resume"]) == 0
+
+
 def test_a_run_goes_on_for_more_rounds_ends_there_and_is_replaced(
     broken_off: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

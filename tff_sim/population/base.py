@@ -41,6 +41,11 @@ class Population(Mapping[str, Examples]):
         counts = self.label_counts
         return None if counts is None else (0, counts.shape[1] - 1)
 
+    @property
+    def identity(self) -> str | None:
+        """SHA-256 of all clients' examples, where it is written down; None where they would have to be read for it."""
+        return None
+
     @abstractmethod
     def examples(self, number: int) -> Examples:
         """Those of a client by its number, at least one."""

@@ -12,7 +12,9 @@ population.json is written last: a folder without it is none, or one that is not
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ class Description:
         tests: number of examples to test with; 0 where there are none.
         x, y: dtype and shape of one example.
         labels: L; None where there is no table of them.
+        identity: SHA-256 of the clients' examples, in hex; None where whoever wrote them did not say.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Description:
     x: tuple[str, tuple[int, ...]]
     y: tuple[str, tuple[int, ...]]
     labels: int | None
+    identity: str | None = None
 
     def dump(self) -> bytes:
         content = {
@@ -62,6 +66,7 @@ class Description:
             "x": {"dtype": self.x[0], "shape": list(self.x[1])},
             "y": {"dtype": self.y[0], "shape": list(self.y[1])},
             "labels": self.labels,
+            "identity": self.identity,
         }
         return (json.dumps(content, indent=2) + "\n").encode()
 
@@ -91,8 +96,10 @@ class Description:
                 "x": x,
                 "y": y,
                 "labels": int() | None as labels,
+                **others,
             } if clients >= 1 and examples >= clients and tests >= 0:
-                return cls(name, clients, examples, tests, _element(path, x), _element(path, y), labels)
+                identity = _identity(path, others.get("identity"))
+                return cls(name, clients, examples, tests, _element(path, x), _element(path, y), labels, identity)
         raise DatasetError(f"{path}: a field is missing or out of its range; expected {EXPECTED}")
 
 
@@ -103,6 +110,12 @@ def _element(path: Path, value: Any) -> tuple[str, tuple[int, ...]]:
         ):
             return dtype, tuple(shape)
     raise DatasetError(f"{path}: 'x' or 'y' is no dtype and shape of an example; expected {EXPECTED}")
+
+
+def _identity(path: Path, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+        return value
+    raise DatasetError(f"{path}: 'identity' is no SHA-256 in hex; expected {EXPECTED}")
 
 
 @dataclass(frozen=True)
@@ -177,13 +190,21 @@ class ArrayWriter:
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._dtype, self._shape = dtype, shape
         self.rows = 0
+        self._digest = hashlib.sha256(repr((self._dtype.str, self._shape)).encode())
         self._file = path.open("wb")
         self._header()
 
     def append(self, rows: npt.NDArray[Any]) -> None:
         """Write some more."""
-        self._file.write(np.ascontiguousarray(rows).data)
+        content = np.ascontiguousarray(rows).data
+        self._file.write(content)
+        self._digest.update(content)
         self.rows += len(rows)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the type and of what was written, in hex."""
+        return self._digest.hexdigest()
 
     def close(self) -> None:
         self._file.seek(0)

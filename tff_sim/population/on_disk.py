@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator
@@ -77,6 +78,10 @@ class StoredPopulation(Population):
         # Too many for the table, or negative: all are read, some at a time.
         bounds = [(int(part.min()), int(part.max())) for part in self._label_parts() if part.size]
         return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
+
+    @property
+    def identity(self) -> str | None:
+        return self.description.identity
 
     def _label_parts(self) -> Iterator[npt.NDArray[Any]]:
         for first in range(0, self._y.shape[0], _ROWS):
@@ -174,6 +179,7 @@ def _write(folder: Path, clients: Iterable[tuple[str, Examples]], test: Examples
         x=(str(model.x.dtype), model.x.shape[1:]),
         y=(str(model.y.dtype), model.y.shape[1:]),
         labels=None if counts is None else counts.shape[1],
+        identity=hashlib.sha256((x.identity + y.identity).encode()).hexdigest(),
     )
     (folder / DESCRIPTION).write_bytes(description.dump())
 

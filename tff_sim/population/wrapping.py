@@ -32,5 +32,9 @@ class WrappedPopulation(Population):
         return self._within.label_counts
 
     @property
+    def identity(self) -> str | None:
+        return self._within.identity
+
+    @property
     def label_bounds(self) -> tuple[int, int] | None:
         return self._within.label_bounds
