@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
-from device_runtime.tensors import identity_of
+from device_runtime.tensors import identity_of, sha256
 from tff_sim import datasets
 from tff_sim.datasets import Dataset, cifar10
 from tff_sim.partition import Partition, Scheme, deal
@@ -78,7 +77,7 @@ class FederatedData:
             parts += [self.partition.identity, identity_of(self.partition.indices)]
         elif self.clients.identity is not None:
             parts.append(self.clients.identity)
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
+        return sha256("".join(parts).encode())
 
 
 def make_population(spec: DataSpec) -> FederatedData:

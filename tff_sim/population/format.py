@@ -1,6 +1,6 @@
 """The files of a population on disk: arrays of all clients' examples, one client after the other.
 
-    population.json   format, name, numbers, types
+    population.json   format, name, numbers, types, SHA-256 of the clients' examples
     x.npy, y.npy      features [n, …] and labels [n, …]
     offsets.npy       client k has the examples from offsets[k] on, below offsets[k + 1]; int64 [K + 1]
     names.npy         of the clients, in UTF-8, bytes [K]; order.npy: the numbers that sort them, int64 [K]
@@ -12,7 +12,6 @@ population.json is written last: a folder without it is none, or one that is not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -44,7 +43,8 @@ class Description:
         tests: number of examples to test with; 0 where there are none.
         x, y: dtype and shape of one example.
         labels: L; None where there is no table of them.
-        identity: SHA-256 of the clients' examples, in hex; None where whoever wrote them did not say.
+        identity: SHA-256 of the clients' `Examples.identity`, one after the other, in hex; None where an earlier
+            version wrote them.
     """
 
     name: str
@@ -96,9 +96,8 @@ class Description:
                 "x": x,
                 "y": y,
                 "labels": int() | None as labels,
-                **others,
             } if clients >= 1 and examples >= clients and tests >= 0:
-                identity = _identity(path, others.get("identity"))
+                identity = _identity(path, content.get("identity"))
                 return cls(name, clients, examples, tests, _element(path, x), _element(path, y), labels, identity)
         raise DatasetError(f"{path}: a field is missing or out of its range; expected {EXPECTED}")
 
@@ -190,21 +189,13 @@ class ArrayWriter:
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._dtype, self._shape = dtype, shape
         self.rows = 0
-        self._digest = hashlib.sha256(repr((self._dtype.str, self._shape)).encode())
         self._file = path.open("wb")
         self._header()
 
     def append(self, rows: npt.NDArray[Any]) -> None:
         """Write some more."""
-        content = np.ascontiguousarray(rows).data
-        self._file.write(content)
-        self._digest.update(content)
+        self._file.write(np.ascontiguousarray(rows).data)
         self.rows += len(rows)
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 of the type and of what was written, in hex."""
-        return self._digest.hexdigest()
 
     def close(self) -> None:
         self._file.seek(0)

@@ -144,10 +144,12 @@ def _write(folder: Path, clients: Iterable[tuple[str, Examples]], test: Examples
     names: list[bytes] = []
     ends = [0]
     largest = 0
+    digest = hashlib.sha256()
     try:
         for client, examples in itertools.chain([first], entries):
             _require_like(client, examples, model)
             names.append(client.encode())
+            digest.update(examples.identity.encode())
             x.append(examples.x)
             y.append(examples.y)
             ends.append(x.rows)
@@ -179,7 +181,7 @@ def _write(folder: Path, clients: Iterable[tuple[str, Examples]], test: Examples
         x=(str(model.x.dtype), model.x.shape[1:]),
         y=(str(model.y.dtype), model.y.shape[1:]),
         labels=None if counts is None else counts.shape[1],
-        identity=hashlib.sha256((x.identity + y.identity).encode()).hexdigest(),
+        identity=digest.hexdigest(),
     )
     (folder / DESCRIPTION).write_bytes(description.dump())
 
