@@ -186,17 +186,16 @@ class Installation:
         except ImportError:
             raise InputError("installing needs a POSIX system, such as Linux") from None
         if not self.root.is_dir():
-            self.root.mkdir(parents=True)
+            self.root.mkdir(parents=True, exist_ok=True)  # another process may be faster
             flush_folder(self.root.parent)
         if not (self.root / _LOCK).exists():
-            for (
-                name
-            ) in _OURS:  # without a lock, which is made first, they are somebody else's, and not to be cleaned away
+            # Without a lock, which is made first, they are somebody else's, and not to be cleaned away.
+            for name in _OURS:
                 if os.path.lexists(self.root / name) and not (self.root / _LOCK).exists():
                     raise InputError(
                         f"{self.root}: holds {name!r}, and is not an installation; name another folder with --root"
                     )
-            with contextlib.suppress(FileExistsError):  # another process was faster
+            with contextlib.suppress(FileExistsError):
                 write_file(self.root / _LOCK, b"")
             flush_folder(self.root)
         with (self.root / _LOCK).open("ab") as file:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -162,6 +164,26 @@ def test_many_at_once(digits_bundle: Bundle, digits_2: Bundle, tmp_path: Path) -
     for told, code in ends:
         assert code == 0 or "another install is at work" in told or "downgrades are refused" in told
     assert open_bundle(root / "current").identity in (digits_bundle.identity, digits_2.identity)
+
+
+def test_another_install_makes_the_folder_first(
+    digits_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "device" / "root"
+    made: list[Path] = []
+    mkdir = Path.mkdir
+
+    def late(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == root and not made:
+            made.append(path)
+            root.parent.mkdir()
+            os.mkdir(root)  # noqa: PTH102 - as the other process does
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    assert main(["install", str(digits_bundle.path), "--root", str(root)]) == 0
+    assert made == [root]
+    assert open_bundle(root / "current").identity == digits_bundle.identity
 
 
 def stays(root: Path, bundle: Bundle) -> None:
