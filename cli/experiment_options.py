@@ -131,9 +131,14 @@ def experiment_options(without: Iterable[str] = ()) -> Callable[[_Function], _Fu
     excluded = set(without)
 
     def decorate(function: _Function) -> _Function:
-        return click.option(
-            "--config", type=_PATH, help="experiment.toml to start from; what is given besides takes its values' place."
-        )(setting_options(setting for setting in ALL if setting.flag not in excluded)(function))
+        config = click.option(
+            "--config",
+            type=_PATH,
+            help="experiment.toml to start from; what is given besides takes its values' place, with the word none also"
+            " that of an optional one.",
+        )
+        settings = [setting for setting in ALL if setting.flag not in excluded]
+        return config(setting_options(settings, over_file=True)(function))
 
     return decorate
 

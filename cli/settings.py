@@ -10,6 +10,8 @@ import click
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_NONE = "none"  # what the file and an option say for no value
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -36,15 +38,39 @@ class Setting:
         return self.key.replace(".", "__")
 
 
-def setting_options(settings: Iterable[Setting]) -> Callable[[_Function], _Function]:
-    """A decorator: an option for each; None where it is not given."""
+class _OrNone(click.ParamType[Any]):
+    """A type, or the word ``none``, as the file has it for no value."""
+
+    def __init__(self, value: click.ParamType[Any]) -> None:
+        self._value = value
+        self.name = value.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == _NONE else self._value(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self._value.get_metavar(param, ctx)
+
+
+def setting_options(settings: Iterable[Setting], over_file: bool = False) -> Callable[[_Function], _Function]:
+    """A decorator: an option for each; None where it is not given.
+
+    Args:
+        settings: the options.
+        over_file: they take the place of a file's values, and so ``none`` says that there is to be no value, where
+            that can be, and a flag has an opposite.
+    """
 
     def decorate(function: _Function) -> _Function:
         for setting in reversed(list(settings)):
             flag = setting.type is bool
+            opposite = f"/--no-{setting.flag.removeprefix('--')}" if flag and over_file else ""
+            kind = click.types.convert_type(setting.type)
+            if over_file and setting.default is None:
+                kind = _OrNone(kind)
             shown = "" if setting.default is None or flag else f"  [default: {setting.default}]"
             function = click.option(
-                setting.flag, setting.parameter, type=setting.type, is_flag=flag, default=None,
+                setting.flag + opposite, setting.parameter, type=kind, is_flag=flag, default=None,
                 help=setting.help + shown,
             )(function)  # fmt: skip
         return function

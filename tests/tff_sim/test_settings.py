@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import experiment_options
 from cli.experiment_options import SECTIONS
+from cli.settings import Setting
+from cli.simulate import simulate
 from device_runtime.codec import CODECS
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
@@ -154,6 +158,85 @@ def test_every_key_of_the_file_but_a_few_has_an_option() -> None:
     keys = set(dict(flat(everything(Experiment))))
     without = {"work.deadline_seconds", "schedule.rounds", "optimizer.beta_1", "optimizer.beta_2", "optimizer.epsilon"}
     assert keys - without == {setting.key for setting in experiment_options.ALL} - {"seed"} | {"work.seed"}
+
+
+@pytest.mark.parametrize("setting", experiment_options.ALL, ids=lambda setting: setting.flag)
+def test_what_a_file_has_and_may_be_without_is_taken_back_with_none(setting: Setting) -> None:
+    parsed = functools.partial(simulate.make_context, "simulate", [setting.flag, "none"])
+    if setting.default is None:
+        assert parsed().params[setting.parameter] == "none"
+        assert load_experiment(None, nested({setting.key: "none"})) == Experiment()
+    elif setting.type is str:  # a name is looked up where it counts
+        assert parsed().params[setting.parameter] == "none"
+    else:
+        with pytest.raises(click.UsageError):
+            parsed()
+
+
+def test_a_flag_of_the_file_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("[data]\naugment = true")
+    for flag, value in (("--no-augment", False), ("--augment", True)):
+        said = simulate.make_context("simulate", [flag]).params["data__augment"]
+        assert experiment_options.experiment_of(path, {"data__augment": said}).data.augment is value
+
+
+@pytest.mark.parametrize(
+    ("before", "choice", "after"),
+    [
+        (
+            "[schedule]\nname = 'step'\ndecay = 0.5\ndecay_rounds = 3\nwarmup = 2",
+            {"schedule": {"name": "exponential"}},
+            {"schedule": Schedule("exponential", decay=0.5, decay_rounds=3, warmup=2)},
+        ),
+        (
+            "[schedule]\nname = 'step'\ndecay = 0.5\nwarmup = 2",
+            {"schedule": {"name": "cosine", "final": 0.3}},
+            {"schedule": Schedule("cosine", final=0.3, rounds=100, warmup=2)},
+        ),
+        (
+            "[schedule]\nname = 'cosine'\nfinal = 0.3\nrounds = 40",
+            {"schedule": {"name": "constant"}},
+            {"schedule": Schedule("constant")},
+        ),
+        (
+            "[algorithm.optimizer]\nname = 'momentum'\nmomentum = 0.7\nlearning_rate = 0.6",
+            {"algorithm": {"optimizer": {"name": "sgd"}}},
+            {"algorithm": Algorithm(ServerOptimizer("sgd", learning_rate=0.6))},
+        ),
+        (
+            "[algorithm]\naggregator = 'trimmed_mean'\ntrim = 0.3\nclip_norm = 2",
+            {"algorithm": {"aggregator": "mean"}},
+            {"algorithm": Algorithm(aggregator="mean", clip_norm=2.0)},
+        ),
+        (
+            "[algorithm]\nweighting = 'examples'",
+            {"algorithm": {"aggregator": "median"}},
+            {"algorithm": Algorithm(aggregator="median")},
+        ),
+        (
+            "[data]\npartition = 'dirichlet'\nalpha = 0.3\nclients = 20",
+            {"data": {"partition": "iid"}},
+            {"data": Data(partition="iid", clients=20)},
+        ),
+    ],
+)
+def test_another_choice_leaves_out_parameters_that_it_has_not(
+    before: str, choice: dict[str, Any], after: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(before)
+    assert load_experiment(path, choice) == Experiment(**after)
+    assert load_experiment(path, {"fraction": 0.2}) == replace(load_experiment(path, {}), fraction=0.2)
+
+
+def test_what_does_not_go_together_is_refused_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("[schedule]\nname = 'cosine'\nfinal = 0.3")
+    with pytest.raises(InputError, match=r"^--lr-final does not go with --lr-schedule constant: "):
+        load_experiment(path, {"schedule": {"name": "constant", "final": 0.2}})
+    with pytest.raises(InputError, match=r"^--lr-schedule should be one of constant, "):
+        load_experiment(path, {"schedule": {"name": "none"}})
 
 
 def test_an_option_goes_with_what_gives_it_an_effect() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,23 @@ from typing import Any
 import tomli_w
 
 from device_runtime.errors import InputError
+from tff_sim.algorithms.algorithm import SERVER_OPTIMIZERS
+from tff_sim.algorithms.schedules import SCHEDULES
 from tff_sim.experiments.experiment import Experiment
-from tff_sim.experiments.settings import from_tables, merged, to_tables
+from tff_sim.experiments.settings import flat, from_tables, merged, nested, to_tables
+from tff_sim.partition import SCHEMES
 
 # Of the fields of a client's work, those that the file has elsewhere, and those that a simulation has no use for.
 _SEED = "seed"
 _NOT_SIMULATED = "deadline_seconds"
 _PATHS = ("data_dir", "partition_file")
+# Key of a choice → what can be chosen, and the parameters of each, which stand beside it.
+_CHOICES: Mapping[str, Mapping[str, Iterable[str]]] = {
+    "schedule.name": {**SCHEDULES, "cosine": [*SCHEDULES["cosine"], "rounds"]},
+    "algorithm.optimizer.name": SERVER_OPTIMIZERS,
+    "algorithm.aggregator": {"mean": ["weighting"], "median": [], "trimmed_mean": ["trim"]},
+    "data.partition": {name: scheme.__dataclass_fields__ for name, scheme in SCHEMES.items()},
+}
 
 
 def dump_experiment(experiment: Experiment) -> bytes:
@@ -40,7 +50,8 @@ def load_experiment(path: Path | None, changes: Mapping[str, Any]) -> Experiment
 
     Args:
         path: a TOML file; what it doesn't mention has its default. Paths in it are relative to its folder.
-        changes: tables of what is to be otherwise.
+        changes: tables of what is to be otherwise. Where they choose another schedule, server optimiser, aggregator or
+            partition than the file, parameters that it has not are left out of the file's.
 
     Raises:
         InputError: the file can't be read or is no TOML, a key of it is unknown, or a value is of another type or out
@@ -50,7 +61,20 @@ def load_experiment(path: Path | None, changes: Mapping[str, Any]) -> Experiment
     if path is not None:
         # On its own first: what is wrong in it is told as the file's.
         tables = experiment_tables(from_tables(Experiment, _inner(tables, path), path))
-    return from_tables(Experiment, _inner(merged(tables, changes), None))
+    return from_tables(Experiment, _inner(merged(_fitting(tables, changes), changes), None))
+
+
+def _fitting(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables, without parameters that what the changes choose does not have."""
+    values, changed = dict(flat(tables)), dict(flat(changes))
+    for key, choices in _CHOICES.items():
+        choice = changed.get(key)
+        if choice is not None and choice in choices:
+            table = key.rpartition(".")[0]
+            known = {parameter for parameters in choices.values() for parameter in parameters}
+            for parameter in known.difference(choices[choice]):
+                values.pop(f"{table}.{parameter}", None)
+    return nested(values)
 
 
 def _inner(tables: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
