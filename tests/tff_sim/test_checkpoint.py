@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import pytest
 
 from device_runtime.errors import InputError
 from tff_sim.experiments.checkpoint import Checkpoint, flatten_state, read_checkpoint, restore_state, write_checkpoint
+from tff_sim.experiments.results import COUNTS, RoundMetrics
 
 
 class _Moments(NamedTuple):
@@ -30,8 +32,9 @@ def _state() -> Any:
 
 
 def _write(path: Path) -> Checkpoint:
-    rows = [[1, 0.1 + 0.2, float("nan"), 3]]
-    checkpoint = Checkpoint({"model": "m", "work": {"epochs": 1}}, 1, 0.125, rows, flatten_state(_state()))
+    row = RoundMetrics(1, 0.1 + 0.2, float("nan"), 0.5, 2.5, 3, 30, 12, 24, {"late": 2})
+    experiment = {"model": "m", "rounds": 1, "work": {"epochs": 1}}
+    checkpoint = Checkpoint(experiment, 1, 0.125, [row], flatten_state(_state()))
     write_checkpoint(path, checkpoint)
     return checkpoint
 
@@ -41,7 +44,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
     written = _write(path)
     read = read_checkpoint(path)
     assert (read.experiment, read.round, read.initial_accuracy) == (written.experiment, 1, 0.125)
-    assert repr(read.rows) == repr(written.rows)
+    assert [repr(row.cells()) for row in read.rows] == [repr(row.cells()) for row in written.rows]
     state = restore_state(_state(), read.leaves, path)
     assert type(state["finalizer"]) is _Moments
     for one, other in zip(flatten_state(state), flatten_state(_state()), strict=True):
@@ -62,6 +65,61 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
         hostile.writestr("about.json", json.dumps(about))
     with pytest.raises(InputError, match=rf"^{path}: a damaged checkpoint \(Object arrays cannot be loaded"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"rows": []}, "not a row for each round"),
+        ({"round": 2}, "not a row for each round"),
+        ({"round": "1"}, "can only concatenate str"),
+        ({"rows": None}, "'NoneType' object is not iterable"),
+        ({"rows": [[1, 2]]}, "zip() argument 2 is shorter than argument 1"),
+        ({"rows": [[1, *"abcdefgh", *[0] * len(COUNTS)]]}, "a row has other than numbers"),
+        ({"experiment": []}, "no experiment"),
+        ({"experiment": {}}, "no experiment"),
+        ({"initial_accuracy": {}}, "float() argument must be"),
+        ({"leaves": "1"}, "'str' object cannot be interpreted as an integer"),
+    ],
+)
+def test_what_does_not_hold_together_is_damage(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.zip"
+    _write(path)
+    with zipfile.ZipFile(path) as archive:
+        about = json.loads(archive.read("about.json")) | {"leaves": 0} | change
+    refused(path, json.dumps(about), problem)
+
+
+def test_json_without_end_is_damage(tmp_path: Path) -> None:
+    refused(tmp_path / "checkpoint.zip", "[" * 100_000, "maximum recursion depth exceeded")
+    refused(tmp_path / "checkpoint.zip", "[]", "list indices must be integers")
+
+
+def refused(path: Path, about: str, problem: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("about.json", about)
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: a damaged checkpoint \\({re.escape(problem)}"):
+        read_checkpoint(path)
+
+
+def test_any_bit_may_turn_over(tmp_path: Path) -> None:
+    """What a medium damages is found, or was of no account; nothing else is raised."""
+    path = tmp_path / "checkpoint.zip"
+    _write(path)
+    whole = path.read_bytes()
+    leaves = read_checkpoint(path).leaves
+    for position in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+            try:
+                read = read_checkpoint(path)
+            except InputError as error:
+                assert str(error).startswith(f"{path}: ")
+                assert str(error).endswith(": remove it to begin anew")
+            else:
+                assert [np.asarray(leaf).tobytes() for leaf in read.leaves] == [
+                    np.asarray(leaf).tobytes() for leaf in leaves
+                ]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,16 @@ import numpy as np
 
 from device_runtime.errors import InputError
 from device_runtime.files import replace_whole
+from tff_sim.experiments.results import RoundMetrics
 
 FILE = "checkpoint.zip"
 _FORMAT = 1
 _ABOUT = "about.json"
+# A bit may turn over anywhere, also where the archive says how a file is compressed, or that it is encrypted.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Checkpoint:
         experiment: tables of the experiment, as `tff_sim.experiments.file.experiment_tables` gives them.
         round: the last one that ended.
         initial_accuracy: of the weights before round 1.
-        rows: a row of metrics.csv a round.
+        rows: what each round measured.
         leaves: the arrays of the server's state, flattened.
         data: `tff_sim.federated_data.FederatedData.identity`; None where it was not written down.
     """
@@ -40,7 +47,7 @@ class Checkpoint:
     experiment: dict[str, Any]
     round: int
     initial_accuracy: float
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[RoundMetrics]
     leaves: Sequence[Any]
     data: str | None = None
 
@@ -56,7 +63,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "experiment": checkpoint.experiment,
         "round": checkpoint.round,
         "initial_accuracy": checkpoint.initial_accuracy,
-        "rows": checkpoint.rows,
+        "rows": [row.cells() for row in checkpoint.rows],
         "leaves": len(checkpoint.leaves),
         "data": checkpoint.data,
     }
@@ -79,7 +86,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         InputError: it can't be read, is damaged, or of another version of this program.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: can't read it: {error.strerror}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             about = json.loads(archive.read(_ABOUT))
             if about["format"] != _FORMAT:
                 raise InputError(
@@ -90,12 +101,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 np.load(io.BytesIO(archive.read(f"{index}.npy")), allow_pickle=False)
                 for index in range(about["leaves"])
             ]
-    except OSError as error:
-        raise InputError(f"{path}: can't read it: {error.strerror}") from None
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
+        checkpoint = _checkpoint(about, leaves)
+    except _DAMAGE as error:
         raise InputError(f"{path}: a damaged checkpoint ({error}): remove it to begin anew") from None
+    return checkpoint
+
+
+def _checkpoint(about: dict[str, Any], leaves: Sequence[Any]) -> Checkpoint:
+    """One of `_DAMAGE` where what is written down does not hold together."""
+    rows = [RoundMetrics.of_cells(row) for row in about["rows"]]
+    if not rows or [row.round for row in rows] != list(range(1, about["round"] + 1)):
+        raise ValueError("not a row for each round")
+    if not all(isinstance(cell, int | float) for row in rows for cell in row.cells()):
+        raise ValueError("a row has other than numbers")
+    if not isinstance(about["experiment"], dict) or not isinstance(about["experiment"].get("rounds"), int):
+        raise ValueError("no experiment")
     data = about.get("data")  # earlier checkpoints have none
-    return Checkpoint(about["experiment"], about["round"], about["initial_accuracy"], about["rows"], leaves, data)
+    return Checkpoint(about["experiment"], len(rows), float(about["initial_accuracy"]), rows, leaves, data)
 
 
 def flatten_state(state: Any) -> list[Any]:

@@ -137,10 +137,8 @@ class RunFolder:
 
 def _is_over(checkpoint: Checkpoint, tables: dict[str, Any]) -> bool:
     """Whether the rounds so far are all of the experiment, or reached its target."""
-    from tff_sim.experiments.results import RoundMetrics
-
     target = dict(flat(tables)).get("target_accuracy")
-    accuracies = [RoundMetrics.of_cells(row).test_accuracy for row in checkpoint.rows]
+    accuracies = [row.test_accuracy for row in checkpoint.rows]
     return checkpoint.round >= int(tables["rounds"]) or (target is not None and max(accuracies) >= target)
 
 

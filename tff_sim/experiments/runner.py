@@ -97,7 +97,7 @@ class _Run:
 
     def run(self, progress: Progress) -> dict[str, Any]:
         experiment, checkpoint = self.experiment, self.start.checkpoint
-        rows = [] if checkpoint is None else [RoundMetrics.of_cells(row) for row in checkpoint.rows]
+        rows = [] if checkpoint is None else list(checkpoint.rows)
         files = ResultFiles(self.folder.path, rows)
 
         # TensorFlow Federated loads only here, when all that can be checked without it has been.
@@ -139,8 +139,8 @@ class _Run:
                 write_checkpoint(
                     self.folder.checkpoint,
                     Checkpoint(
-                        tables, done.number, initial_accuracy, [row.cells() for row in rows],
-                        flatten_state(done.result.state), self.data.identity,
+                        tables, done.number, initial_accuracy, list(rows), flatten_state(done.result.state),
+                        self.data.identity,
                     ),
                 )  # fmt: skip
                 progress(row)
