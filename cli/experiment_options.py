@@ -49,6 +49,7 @@ _TRAINING = (
     Setting("--lr-decay", "schedule.decay", float, None, "Factor of exponential (0.99) and step (0.1)."),
     Setting("--lr-decay-rounds", "schedule.decay_rounds", int, None, "Rounds a factor: exponential 1, step 100."),
     Setting("--lr-final", "schedule.final", float, None, "Of cosine: what is left of --lr at the end; 0.01."),
+    Setting("--lr-rounds", "schedule.rounds", int, None, "Of cosine: when it is at its end; by default --rounds."),
     Setting("--lr-warmup", "schedule.warmup", int, 0, "Rounds in which --lr grows to its full value."),
     Setting("--proximal", "work.proximal", float, 0.0, "Weight of FedProx's proximal term."),
     Setting("--optimizer", "optimizer.name", click.Choice(OPTIMIZER_NAMES), "sgd", "Of the clients."),
@@ -90,6 +91,7 @@ _WORLD = (
 )
 # Key → what its option has no effect without: how the experiment shows that, and the option.
 _GOES_WITH: dict[str, tuple[Callable[[Experiment], bool], str]] = {
+    "data.added": (lambda e: e.data.present is not None or bool(e.data.deleted), "--present or --deleted"),
     "optimizer.momentum": (lambda e: e.optimizer.name == "momentum", "--optimizer momentum"),
     **dict.fromkeys(
         [f"world.availability.{name}" for name in ("concentration", "label_hours", "noise_hours", "round_minutes")],
@@ -158,7 +160,7 @@ def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experimen
     from tff_sim.experiments.settings import nested
 
     said = given(ALL, dict(settings))
-    experiment = load_experiment(config, nested(said))
+    experiment = load_experiment(config, nested(said), {setting.key: setting.flag for setting in ALL})
     for setting in ALL:
         if setting.key in said and setting.key in _GOES_WITH:
             holds, other = _GOES_WITH[setting.key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     if target is not None and reached is None:
         click.echo(f"{target:.1%} was not reached in {summary['rounds']} rounds")
     elif target is not None:
-        click.echo(f"{target:.1%} reached in round {summary['rounds']} (interpolated: {reached:.1f})")
+        click.echo(f"{target:.1%} reached in round {math.ceil(reached)} (interpolated: {reached:.1f})")
     click.echo(
         f"test accuracy {summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})"
         f" after {summary['rounds']} rounds, {summary['seconds_per_round_median']:.2f} s a round;"

@@ -60,6 +60,10 @@ def sweep(
         print_json(content)
     else:
         print_sweep(content, out)
+    if content["best"] is None:
+        from tff_sim.errors import DivergedError
+
+        raise DivergedError(f"the training diverged at each rate up to --highest {highest:g}: give a lower --lowest")
 
 
 def resuming(workers: Workers | None = None) -> Callable[[Experiment, Path], dict[str, Any]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +66,8 @@ needs_tff = pytest.mark.skipif(
             "model 'mnist_2nn' takes examples of (28, 28, 1), data set 'digits' has (8, 8, 1):"
             " choose another --model or --dataset",
         ),
-        (["--drop-out", "2"], "world: drop_out should be from 0 to 1, not 2.0"),
-        (["--deadline", "0"], "world: deadline_seconds should be above 0, not 0.0"),
+        (["--drop-out", "2"], "--drop-out should be from 0 to 1, not 2.0"),
+        (["--deadline", "0"], "--deadline should be above 0, not 0.0"),
         (
             ["--momentum", "0.5"],
             "--momentum has no effect without --optimizer momentum: leave it out, or give that too",
@@ -88,18 +91,28 @@ needs_tff = pytest.mark.skipif(
         ),
         (["--config", "nowhere.toml"], "nowhere.toml: can't read it: No such file or directory"),
         (["--fraction", "1.5"], "--fraction should be from 0 to 1, not 1.5"),
+        (["--availability", "0"], "--availability should be above 0 and at most 1, not 0.0"),
+        (
+            ["--optimizer", "momentum", "--momentum", "2"],
+            "--momentum should be a number of at least 0 and below 1, not 2.0",
+        ),
+        (["--clip-norm", "0"], "--clip-norm should be a finite number above 0, or 'none', not 0.0"),
+        (
+            ["--added", "0.5"],
+            "--added has no effect without --present or --deleted: leave it out, or give that too",
+        ),
         (["--rounds", "0"], "--rounds should be at least 1, not 0"),
         (["--target-accuracy", "97"], "--target-accuracy should be above 0 and at most 1, not 97.0"),
-        (["--epochs", "0"], "client work: epochs should be a whole number of at least 1, not 0"),
+        (["--epochs", "0"], "--epochs should be a whole number of at least 1, not 0"),
         (
             ["--batch-size", "100000000000"],
-            "client work: batch_size should be a whole number from 1 to 2**31 - 1, or none for the whole local set,"
+            "--batch-size should be a whole number from 1 to 2**31 - 1, or 'all' for the whole local set,"
             " not 100000000000",
         ),
-        (["--lr", "-0.1"], "client work: learning_rate should be a finite number above 0, not -0.1"),
-        (["--lr", "nan"], "client work: learning_rate should be a finite number above 0, not nan"),
-        (["--proximal", "-1"], "client work: proximal should be a finite number of at least 0, not -1.0"),
-        (["--seed", "-1"], "client work: seed should be a whole number from 0 to 2**53 - 1, not -1"),
+        (["--lr", "-0.1"], "--lr should be a finite number above 0, not -0.1"),
+        (["--lr", "nan"], "--lr should be a finite number above 0, not nan"),
+        (["--proximal", "-1"], "--proximal should be a finite number of at least 0, not -1.0"),
+        (["--seed", "-1"], "--seed should be a whole number from 0 to 2**53 - 1, not -1"),
         (["--workers", "10.0.0.2"], "worker '10.0.0.2' should be HOST:PORT, such as 10.0.0.2:8000 or [fd00::2]:8000"),
         (["--workers", "10.0.0.2:8000,10.0.0.2:8000"], "worker 10.0.0.2:8000 is named twice; name each once"),
     ],
@@ -408,3 +421,16 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setitem(app.commands, "slow", slow)
     assert main(["slow"]) == 130
     assert capsys.readouterr().err.strip() == "pocketfed: interrupted"
+
+
+def test_a_termination_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def slow() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(app.commands, "slow", slow)
+    assert main(["slow"]) == 143
+    assert capsys.readouterr().err.strip() == "pocketfed: terminated"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -112,6 +112,11 @@ def test_a_run_stops_at_its_target(tmp_path: Path, capsys: pytest.CaptureFixture
     assert first == f"50.0% reached in round {len(accuracies)} (interpolated: {reached:.1f})"
     assert last.startswith(f"test accuracy {accuracies[-1]:.2%} (best {max(accuracies):.2%}) after {len(accuracies)} ")
     assert last.endswith(f"results in {out}")
+    # Another target is looked for in the rounds that there are.
+    assert main(["simulate", *arguments, "--target-accuracy", "0.2", "--resume", "--out", str(out)]) == 0
+    earlier = 1 + next(index for index, accuracy in enumerate(accuracies) if accuracy >= 0.2)
+    assert earlier < len(accuracies)
+    assert capsys.readouterr().out.startswith(f"20.0% reached in round {earlier} (interpolated: ")
 
 
 def test_the_clients_optimiser_is_chosen_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

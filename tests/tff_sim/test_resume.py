@@ -135,7 +135,9 @@ def test_a_run_does_not_go_on_with_other_data(changed: str, tmp_path: Path, caps
     moved = tmp_path / "elsewhere"
     folder.rename(moved)
     arguments[3] = str(moved)
-    assert main(["simulate", *arguments, "--rounds", "2", "--resume"]) == 0  # the same, in another place
+    hands = hands.rename(tmp_path / "moved.npz")
+    arguments[5] = str(hands)
+    assert main(["simulate", *arguments, "--rounds", "2", "--resume"]) == 0  # the same, in other places
     name = "_test.npz" if changed == "test examples" else "client-002.npz"
     with np.load(moved / name) as whole:
         x, y = whole["x"], whole["y"]
@@ -205,6 +207,45 @@ def test_a_run_goes_on_for_more_rounds_ends_there_and_is_replaced(
     )
     assert main([*repeat, "--rounds", "1"]) == 0
     assert len(_rows(straight)) == 1
+
+
+def test_a_cosine_goes_on_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = ["--clients", "10", "--lr-schedule", "cosine", "--out", str(out)]
+    assert main(["simulate", *arguments, "--rounds", "2"]) == 0
+    capsys.readouterr()
+    assert _line([*arguments, "--rounds", "3", "--resume"], capsys) == (
+        f"{out}: holds another experiment: schedule.rounds is 2 there, and 3 here; --lr-rounds 2 goes on with"
+        " it as it was"
+    )
+    assert main(["simulate", *arguments, "--rounds", "3", "--resume", "--lr-rounds", "2"]) == 0
+    assert len(_rows(out)) == 3
+
+
+@pytest.mark.parametrize("engine", ["tff", "device"])
+def test_a_termination_leaves_nothing_behind_but_the_run(engine: str, tmp_path: Path) -> None:
+    """As `timeout` and systemd end a program: temporary files go, and the run goes on later."""
+    temporary, out = tmp_path / "temporary", tmp_path / "run"
+    temporary.mkdir()
+    program = [sys.executable, "-m", "cli.main", "simulate", "--engine", engine, "--clients", "10", "--out", str(out)]
+    with subprocess.Popen(
+        [*program, "--rounds", "100000"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(temporary)}, cwd=Path(__file__).parents[2],
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.split()[1:2] == ["3/100000"]:
+                break
+        assert list(temporary.iterdir())
+        process.terminate()
+        *_, last = process.stderr
+        assert (process.wait(120), last) == (143, "pocketfed: terminated\n")
+    assert list(temporary.iterdir()) == []
+    done = len(_rows(out))
+    assert done >= 3
+    assert main([*program[3:], "--rounds", str(done + 1), "--resume"]) == 0
+    assert len(_rows(out)) == done + 1
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

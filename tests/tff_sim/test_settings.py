@@ -31,6 +31,7 @@ from tff_sim.experiments.file import dump_experiment, experiment_tables, load_ex
 from tff_sim.experiments.settings import differences, flat, nested
 from tff_sim.world import FAULTS, Availability, Faults, Stragglers, World
 
+FLAGS = {setting.key: setting.flag for setting in experiment_options.ALL}
 EXPERIMENTS = st.builds(
     Experiment,
     fraction=st.floats(0, 1),
@@ -88,8 +89,9 @@ def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs = 3", "unknown key 'epochs'; known here: model, fraction, "),
+        ("epochs = 3", "unknown key 'epochs'; known here: seed, model, fraction, "),
         ("[work]\nepoch = 3", "unknown key 'work.epoch'; known here: epochs, batch_size, "),
+        ("[work]\nlr = 3", "unknown key 'work.lr'; known here: epochs, batch_size, learning_rate, proximal, codec"),
         ("[work]\nseed = 3", "unknown key 'work.seed'; the seed stands at the top, before all tables"),
         ("[work]\ndeadline_seconds = 3", "unknown key 'work.deadline_seconds'"),
         ("[world.weather]\nrain = true", "unknown key 'world.weather'; known here: over_selection, "),
@@ -97,7 +99,8 @@ def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> Non
         ("rounds = true", "rounds should be a whole number, not True"),
         ("rounds = 1.5", "rounds should be a whole number, not 1.5"),
         ("rounds = 0", "rounds should be at least 1, not 0"),
-        ("seed = 'x'", "seed should be a whole number, not 'x'"),
+        ("seed = 'x'", "seed should be a whole number from 0 to 2**53 - 1, not 'x'"),
+        ("seed = -1", "seed should be a whole number from 0 to 2**53 - 1, not -1"),
         ("fraction = 2", "fraction should be from 0 to 1, not 2.0"),
         ("fraction = 'half'", "fraction should be a number, not 'half'"),
         ("target_accuracy = 97", "target_accuracy should be above 0 and at most 1, not 97.0"),
@@ -111,8 +114,18 @@ def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> Non
         ("[data]\ndata_dir = 3", "data.data_dir should be a path, or 'none', not 3"),
         ("[world]\ndrop_out = 2", "[world] drop_out should be from 0 to 1, not 2.0"),
         ("[world.faults]\ncorrupt = 2", "[world.faults] corrupt should be from 0 to 1, not 2.0"),
-        ("[algorithm.optimizer]\nbeta_1 = 2", "[algorithm.optimizer] --server-beta1"),
-        ("[schedule]\nname = 'x'", "[schedule] --lr-schedule should be one of constant, "),
+        ("[work]\nbatch_size = 0", "[work] batch_size should be a whole number from 1 to 2**31 - 1, or 'all' for "),
+        (
+            "[algorithm.optimizer]\nbeta_1 = 2",
+            "[algorithm.optimizer] beta_1 does not go with name sgd: leave it out, or choose fedadagrad or",
+        ),
+        ("[algorithm]\ntrim = 0.2", "[algorithm] trim is for aggregator trimmed_mean, not mean: leave it out"),
+        ("[schedule]\nname = 'x'", "[schedule] name should be one of constant, "),
+        ("[schedule]\nname = 'cosine'\nrounds = 3\nwarmup = 3", "[schedule] warmup should be below rounds, 3, not 3"),
+        ("[data]\nalpha = 0.3", "[data] alpha is a parameter of a partition: name that with partition"),
+        ("[data]\npartition = 'iid'\nalpha = 0.3", "[data] partition 'iid' has no alpha: leave it out"),
+        ("[data]\npresent = 2.0", "[data] present should be from 0 to 1, not 2.0"),
+        (f"x = {'[' * 10_000}", "not a TOML file: maximum recursion depth exceeded"),
         ("rounds = ", "not a TOML file: "),
     ],
 )
@@ -120,7 +133,7 @@ def test_what_is_wrong_in_a_file_is_named(text: str, message: str, tmp_path: Pat
     path = tmp_path / "experiment.toml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        load_experiment(path, {})
+        load_experiment(path, {}, FLAGS)
     assert str(caught.value).startswith(f"{path}: {message}")
     assert "\n" not in str(caught.value)
 
@@ -156,7 +169,7 @@ def test_the_help_has_the_names_that_there_are() -> None:
 
 def test_every_key_of_the_file_but_a_few_has_an_option() -> None:
     keys = set(dict(flat(everything(Experiment))))
-    without = {"work.deadline_seconds", "schedule.rounds", "optimizer.beta_1", "optimizer.beta_2", "optimizer.epsilon"}
+    without = {"work.deadline_seconds", "optimizer.beta_1", "optimizer.beta_2", "optimizer.epsilon"}
     assert keys - without == {setting.key for setting in experiment_options.ALL} - {"seed"} | {"work.seed"}
 
 
@@ -219,6 +232,21 @@ def test_a_flag_of_the_file_is_taken_back(tmp_path: Path) -> None:
             {"data": {"partition": "iid"}},
             {"data": Data(partition="iid", clients=20)},
         ),
+        (
+            "[data]\npartition = 'dirichlet'\nalpha = 0.3\nclients = 20",
+            {"data": {"partition": "none"}},
+            {"data": Data(clients=20)},
+        ),
+        (
+            "[data]\npartition = 'dirichlet'\nalpha = 0.3\nclients = 20\npresent = 0.5",
+            {"data": {"partition_file": "hands.npz"}},
+            {"data": Data(partition_file=Path("hands.npz"), present=0.5)},
+        ),
+        (
+            "[data]\npartition_file = 'hands.npz'",
+            {"data": {"partition": "shards"}},
+            {"data": Data(partition="shards")},
+        ),
     ],
 )
 def test_another_choice_leaves_out_parameters_that_it_has_not(
@@ -263,12 +291,26 @@ def everything(kind: Any) -> dict[str, Any]:
     }
 
 
-def test_a_cosine_ends_with_the_experiment(tmp_path: Path) -> None:
+def test_a_cosine_ends_with_the_experiment_unless_said_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "experiment.toml"
-    path.write_text("rounds = 40\n[schedule]\nname = 'cosine'")
-    assert load_experiment(path, {}).schedule.rounds == 40
-    assert load_experiment(path, {"rounds": 50}).schedule.rounds == 40
+    cosine = "rounds = 40\n[schedule]\nname = 'cosine'"
+
+    def rounds(text: str, changes: dict[str, Any]) -> int | None:
+        path.write_text(text)
+        written = load_experiment(path, {})
+        path.write_bytes(dump_experiment(written))
+        assert load_experiment(path, {}) == written
+        return load_experiment(path, changes).schedule.rounds
+
+    assert rounds(cosine, {}) == 40
+    assert rounds(cosine, {"rounds": 50}) == 50
+    assert rounds(cosine, {"rounds": 50, "schedule": {"rounds": 30}}) == 30
+    assert rounds(f"{cosine}\nrounds = 30", {"rounds": 50}) == 30
+    assert rounds(f"{cosine}\nrounds = 30", {"rounds": 50, "schedule": {"rounds": "none"}}) == 50
+    assert rounds("rounds = 40", {"schedule": {"name": "cosine"}}) == 40
     assert load_experiment(None, {"rounds": 50, "schedule": {"name": "cosine"}}).schedule.rounds == 50
+    path.write_text("\ufeffrounds = 7")  # as some editors begin a file
+    assert load_experiment(path, {}).rounds == 7
 
 
 def test_paths_are_written_whole_so_that_the_file_can_be_read_anywhere(

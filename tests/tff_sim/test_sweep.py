@@ -108,6 +108,24 @@ def test_each_rate_has_its_folder_and_the_files_compare_them(tmp_path: Path) -> 
     assert runs.done[4:] == [(0.1, 20)]
 
 
+def test_what_diverged_is_remembered_when_a_sweep_is_broken_off(tmp_path: Path) -> None:
+    class BrokenOffError(Exception):
+        pass
+
+    def broken(experiment: Experiment, out: Path) -> dict[str, Any]:
+        if experiment.work.learning_rate == 0.2154:
+            raise BrokenOffError
+        return runs(experiment, out)
+
+    runs = _Runs({0.1: 15.5, 0.2154: 8.25})
+    rates = (0.1, 0.2154, 1.0)
+    whole = run_sweep(EXPERIMENT, rates, tmp_path, runs)
+    with pytest.raises(BrokenOffError):
+        run_sweep(EXPERIMENT, rates, tmp_path, broken)
+    assert run_sweep(EXPERIMENT, rates, tmp_path, runs) == whole
+    assert [rate for rate, _ in runs.done].count(1.0) == 1
+
+
 def test_pruned_rates_get_no_more_rounds_than_the_best_took(tmp_path: Path) -> None:
     runs = _Runs({0.1: 15.5, 0.2154: None, 0.4642: 3.0, 1.0: None})
     run_sweep(EXPERIMENT, (0.1, 0.2154, 0.4642, 1.0), tmp_path, runs, prune=True)
@@ -152,5 +170,11 @@ def test_a_sweep_through_the_command_line(tmp_path: Path, capsys: pytest.Capture
     assert content == json.loads((out / "sweep.json").read_text())
     summary = json.loads((out / "lr-0.1" / "summary.json").read_text())
     assert content["best"]["best_accuracy"] == summary["best_accuracy"]
+    assert main([*arguments, "--lowest", "1e30", "--highest", "1e30", "--json"]) == 1
+    lost = capsys.readouterr()
+    assert json.loads(lost.out)["best"] is None
+    assert lost.err.splitlines()[-1] == (
+        "pocketfed: the training diverged at each rate up to --highest 1e+30: give a lower --lowest"
+    )
     assert main([*arguments, "--lr", "0.1"]) == 2  # the grid says the rate
     assert "No such option '--lr'" in capsys.readouterr().err

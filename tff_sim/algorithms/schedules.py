@@ -32,8 +32,8 @@ class Schedule:
     - ``constant``: 1
     - ``exponential``: decay^(t / decay_rounds)
     - ``step``: decay^⌊t / decay_rounds⌋
-    - ``cosine``: final + (1 − final)·(1 + cos(π·t / T))/2, with T such that it is `final` in the last round
-      (Loshchilov and Hutter 2017)
+    - ``cosine``: final + (1 − final)·(1 + cos(π·t / T))/2, with T such that it is `final` in round `rounds`, and after
+      it (Loshchilov and Hutter 2017)
 
     and in the W rounds of a warm-up 1/(W + 1), 2/(W + 1), … W/(W + 1) (Goyal et al. 2017).
 
@@ -42,7 +42,7 @@ class Schedule:
         decay: above 0 and at most 1; None is 0.99 for ``exponential`` and 0.1 for ``step``.
         decay_rounds: at least 1; None is 1 for ``exponential`` and 100 for ``step``.
         final: above 0 and at most 1, for ``cosine``; None is 0.01.
-        rounds: of the whole experiment, warm-up included; ``cosine`` needs it.
+        rounds: the one in which ``cosine``, which needs it, is at its end, counted with those of the warm-up.
         warmup: W, rounds of linear warm-up; 0 is none.
 
     Raises:
@@ -69,12 +69,17 @@ class Schedule:
             else:
                 check_number(option, value, lambda number: 0 < number <= 1, "above 0 and at most 1")
         check_whole("--lr-warmup", self.warmup, 0)
-        if self.rounds is not None:
-            check_whole("--rounds", self.rounds, 1)
-        if self.name == "cosine" and self.rounds is None:
-            raise InputError("--lr-schedule cosine needs --rounds, the number of rounds until its end")
-        if self.rounds is not None and self.warmup >= self.rounds:
-            raise InputError(f"--lr-warmup should be below --rounds, {self.rounds}, not {self.warmup}")
+        if self.name != "cosine":
+            if self.rounds is not None:
+                raise InputError(
+                    f"--lr-rounds does not go with --lr-schedule {self.name}: leave it out, or choose cosine"
+                )
+            return
+        if self.rounds is None:
+            raise InputError("--lr-schedule cosine needs --lr-rounds, the number of rounds until its end")
+        check_whole("--lr-rounds", self.rounds, 1)
+        if self.warmup >= self.rounds:
+            raise InputError(f"--lr-warmup should be below --lr-rounds, {self.rounds}, not {self.warmup}")
 
     def factor(self, number: int) -> float:
         """In the round with this number, from 1; above 0 and at most 1."""

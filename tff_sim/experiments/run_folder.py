@@ -16,8 +16,8 @@ from tff_sim.experiments.settings import differences, flat
 
 EXPERIMENT = "experiment.toml"
 SUMMARY = "summary.json"
-# What may be otherwise when a run goes on: when it ends, and where its data is.
-_MAY_DIFFER = ("rounds", "target_accuracy", "data.data_dir")
+MAY_DIFFER = frozenset({"rounds", "target_accuracy", "data.data_dir", "data.partition_file"})
+"""Keys that may be otherwise when a run goes on: when it ends, and where its data is."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,15 @@ class RunFolder:
             )
 
     def _require_same(self, there: dict[str, Any], here: dict[str, Any]) -> None:
-        different = {key: values for key, values in differences(there, here).items() if key not in _MAY_DIFFER}
+        different = {key: values for key, values in differences(there, here).items() if key not in MAY_DIFFER}
         if different:
             told = "; ".join(
                 f"{key} is {_told(old)} there, and {_told(new)} here" for key, (old, new) in different.items()
             )
-            raise InputError(f"{self.path}: holds another experiment: {told}; choose another --out, or remove this one")
+            advice = "choose another --out, or remove this one"
+            if different.keys() == {"schedule.rounds"} and different["schedule.rounds"][0] is not None:
+                advice = f"--lr-rounds {different['schedule.rounds'][0]} goes on with it as it was"
+            raise InputError(f"{self.path}: holds another experiment: {told}; {advice}")
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,10 @@ from device_runtime.errors import InputError
 
 _Settings = TypeVar("_Settings")
 
+NONE = "none"
+"""What stands for no value."""
 _NONE_WORDS = {"batch_size": "all"}
+NO_FLAGS: Mapping[str, str] = {}
 _EXPECTED: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -53,7 +56,7 @@ def to_tables(settings: Any) -> dict[str, Any]:
         elif value is not None:
             plain[field.name] = _plain(value)
         elif field.default is not None:
-            plain[field.name] = _NONE_WORDS.get(field.name, "none")
+            plain[field.name] = _NONE_WORDS.get(field.name, NONE)
     return plain | tables
 
 
@@ -63,44 +66,75 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def from_tables(kind: type[_Settings], tables: Mapping[str, Any], source: Path | None = None) -> _Settings:
+def from_tables(
+    kind: type[_Settings],
+    tables: Mapping[str, Any],
+    source: Path | None = None,
+    flags: Mapping[str, str] = NO_FLAGS,
+) -> _Settings:
     """The dataclass that the tables describe; what they don't mention has its default.
 
     Args:
         kind: a frozen dataclass whose fields are plain values, tuples of them, or such dataclasses.
         tables: as `to_tables` gives and TOML reads them.
-        source: the file that they come from, for messages; paths in it are relative to its folder.
+        source: the file that they come from, for messages; paths in it are relative to its folder. Without it they are
+            the command line's.
+        flags: key → its option. Messages name keys where there is a file, and options where there is none.
 
     Raises:
         InputError: a key is not known, or its value is of another type or out of range; one line with file and key.
     """
-    return typing.cast(_Settings, _Reader(source).read(kind, tables, ""))
+    return typing.cast(_Settings, _Reader(source, flags).read(kind, tables, ""))
+
+
+def unknown_key(key: str, known: Iterable[str]) -> InputError:
+    """What a key that there is not is told as."""
+    return InputError(f"unknown key {key!r}; known here: {', '.join(known)}")
+
+
+def in_words_of_file(text: str, source: Path, table: str, flags: Mapping[str, str]) -> str:
+    """What is wrong in a table of a file, with its keys in the place of the options that a message names."""
+    keys = {flag: key.removeprefix(f"{table}.") for key, flag in flags.items()}
+    text = re.sub(r"--[a-z0-9-]+", lambda option: keys.get(option[0], option[0]), text)
+    return f"{source}: [{table}] {text}" if table else f"{source}: {text}"
 
 
 class _Reader:
-    def __init__(self, source: Path | None) -> None:
+    def __init__(self, source: Path | None, flags: Mapping[str, str]) -> None:
         self._source = source
+        self._flags = flags
 
     def read(self, kind: Any, tables: Mapping[str, Any], path: str) -> Any:
         hints = typing.get_type_hints(kind)
         known = {field.name: field for field in fields(kind)}
         for key in tables:
             if key not in known:
-                raise self._error(f"unknown key {path + key!r}; known here: {', '.join(known)}")
+                raise self._error(str(unknown_key(path + key, known)))
         values = {key: self._value(hints[key], known[key], value, path + key) for key, value in tables.items()}
         try:
             return kind(**values)
         except SettingError as error:
             raise error if self._source is None else self._error(f"{path}{error.key} {error.problem}") from None
         except (InputError, ValueError) as error:
-            if path and self._source is not None:  # the table says what the error's own first words do
-                raise self._error(f"[{path.removesuffix('.')}] {re.sub('^[a-z ]+: ', '', str(error))}") from None
-            raise self._error(str(error)) from None
+            raise InputError(self._told(str(error), path, known)) from None
+
+    def _told(self, text: str, path: str, known: Mapping[str, Any]) -> str:
+        """What a dataclass says of its fields, ``world: share should be …``, as one of its file or of its options."""
+        table = path.removesuffix(".")
+        if table:  # it says what the first words of the text do
+            text = re.sub("^[a-z ]+: ", "", text)
+        name, space, rest = text.partition(" ")
+        if name in known:
+            rest = re.sub(r"or none\b", f"or {_NONE_WORDS.get(name, NONE)!r}", rest)
+            if self._source is None:
+                name = self._flags.get(path + name, path + name)
+        text = name + space + rest
+        return text if self._source is None else in_words_of_file(text, self._source, table, self._flags)
 
     def _value(self, hint: Any, field: Field[Any], value: Any, path: str) -> Any:
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
             kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-            word = _NONE_WORDS.get(field.name, "none")
+            word = _NONE_WORDS.get(field.name, NONE)
             if value is None or value == word:
                 return None
             return self._typed(kinds[0], value, path, f", or {word!r}")

@@ -22,6 +22,7 @@ from tff_sim.experiments.experiment import Experiment
 from tff_sim.experiments.figure import Line, accuracy_figure
 from tff_sim.experiments.file import experiment_tables
 from tff_sim.experiments.results import read_accuracies
+from tff_sim.experiments.run_folder import MAY_DIFFER
 from tff_sim.experiments.settings import differences
 
 RESOLUTIONS = (3, 6)
@@ -113,7 +114,7 @@ def run_sweep(
     diverged = _diverged(out, tables)
     outcomes: list[Outcome] = []
     content: dict[str, Any] = {}
-    for rate in rates:
+    for number, rate in enumerate(rates, start=1):
         outcome = Outcome(rate)
         if rate not in diverged:
             rounds = experiment.rounds
@@ -124,7 +125,8 @@ def run_sweep(
             with contextlib.suppress(DivergedError):
                 outcome = Outcome.of(rate, run(chosen, out / folder_name(rate)))
         outcomes.append(outcome)
-        content = _write(out, tables, outcomes, experiment.target_accuracy)
+        known = [Outcome(later) for later in rates[number:] if later in diverged]  # also when this sweep is broken off
+        content = _write(out, tables, [*outcomes, *known], experiment.target_accuracy)
         told(outcome)
     return content
 
@@ -144,7 +146,7 @@ def _diverged(out: Path, tables: dict[str, Any]) -> set[float]:
     """The rates that an earlier sweep of the same experiment found to diverge."""
     try:
         there = json.loads((out / _FILE).read_text())
-        changed = differences(there["experiment"], tables).keys() - {"rounds", "target_accuracy", "data.data_dir"}
+        changed = differences(there["experiment"], tables).keys() - MAY_DIFFER
         if changed:
             raise InputError(f"{out}: holds another experiment's sweep ({', '.join(sorted(changed))}); change --out")
         return {run["learning_rate"] for run in there["runs"] if run["diverged"]}
