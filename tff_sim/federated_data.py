@@ -11,15 +11,12 @@ from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.tensors import identity_of, sha256
 from tff_sim import datasets
-from tff_sim.datasets import Dataset, cifar10
+from tff_sim.datasets import PACKED, Dataset, cifar10
 from tff_sim.partition import Partition, Scheme, deal
 from tff_sim.partition.file import load_partition
 from tff_sim.partition.schemes import Iid, Natural
 from tff_sim.population import DealtPopulation, GrowingPopulation, Growth, Population, StoredPopulation
 from tff_sim.population.augmented import AugmentedPopulation
-
-PACKED = "packed"
-"""The data set's name that says that --data-dir is a population on disk."""
 
 
 @dataclass(frozen=True)

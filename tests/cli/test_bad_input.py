@@ -22,11 +22,13 @@ from cli.data_options import DATASET_NAMES, PARTITION_NAMES
 from cli.main import app, main
 from cli.options import MODEL_NAMES, BatchSize
 from device_runtime.bundle import Bundle
+from device_runtime.examples import Examples
+from tff_sim.population import write_population
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
 KNOWN_MODELS = f"known models: {', '.join(MODEL_NAMES)}"
-UNKNOWN_DATASET = f"unknown data set 'cifar'; known data sets: {', '.join(DATASET_NAMES[:-1])}"
+UNKNOWN_DATASET = f"unknown data set 'cifar'; known data sets: {', '.join(DATASET_NAMES)}"
 
 
 def _line(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -176,6 +178,34 @@ def test_data_that_the_model_can_t_learn_from(
     line = _line(["simulate", *arguments], 2, capsys)
     assert line == f"model 'digits_mlp' {message}: choose another --model or --dataset"
     assert not out.exists()
+
+
+@needs_tff
+@pytest.mark.parametrize("engine", ["tff", "device"])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", np.nan, "client 'phone-1' has values that are not finite: write it again without those examples"),
+        (
+            "y",
+            -3,
+            "client 'phone-1' has labels from -3 to -3; by population.json expected 0 to 9: write it again",
+        ),
+        ("test_x", np.nan, "the test set has values that are not finite: write it again without those examples"),
+    ],
+)
+def test_a_population_of_spoilt_values(
+    engine: str, name: str, value: float, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a training that diverges, nor an accuracy of examples that are no numbers."""
+    part = Examples(np.zeros((3, 8, 8, 1), np.float32), DIGITS)
+    write_population(tmp_path / "fleet", [("phone-0", part), ("phone-1", part)], part)
+    path = tmp_path / "fleet" / f"{name}.npy"
+    array = np.load(path)
+    array[-3:] = value  # of the second client; the first is looked at before the first round
+    np.save(path, array)
+    arguments = ["--dataset", "packed", "--data-dir", str(tmp_path / "fleet"), "--fraction", "1", "--engine", engine]
+    assert _line(["simulate", *arguments, "--out", str(tmp_path / "run")], 2, capsys) == f"{path}: {message}"
 
 
 @needs_tff

@@ -131,6 +131,31 @@ def test_wrong_input_is_one_line(
     assert _line(["data", "info", *arguments], capsys) == message
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ([[]], [1], "user 'b': 'x' is neither text nor rows of as many finite numbers; expected one of them"),
+        ([[1e300]], [1], "user 'b': 'x' holds a number that float32 has not; expected at most 3.4e38 either way"),
+        (["a\ud800"], ["b"], "user 'b': a text holds U+D800, half a surrogate pair; expected whole characters"),
+        (
+            ["a"],
+            ["b"],
+            "user 'b': x is int32[1, 1], of user 'a' float32[1, 1]; expected the same type and shape in all users",
+        ),
+    ],
+)
+def test_leaf_s_users_that_are_no_data_are_one_line(
+    x: Any, y: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        data = {"a": {"x": [[1]], "y": [1]}, "b": {"x": x, "y": y}}
+        content = {"users": ["a", "b"], "num_samples": [1, 1], "user_data": data}
+        (tmp_path / part / "all.json").write_text(json.dumps(content))
+    line = _line(["data", "info", "--dataset", "leaf", "--data-dir", str(tmp_path)], capsys)
+    assert line == f"{tmp_path / 'train' / 'all.json'}: {message}"
+
+
 def test_export_into_a_folder_with_something_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").write_text("mine")
     assert _line(["data", "export", "--out", str(tmp_path)], capsys) == (

@@ -70,10 +70,9 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", ["info", "partition", "export"])
 def test_help_names_all_data_sets_and_partitions(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from tff_sim import datasets
-    from tff_sim.federated_data import PACKED
     from tff_sim.partition import SCHEMES
 
-    assert (*datasets.NAMES, PACKED) == DATASET_NAMES
+    assert (*datasets.NAMES, datasets.PACKED) == DATASET_NAMES
     assert tuple(SCHEMES) == PARTITION_NAMES
     assert main(["data", command, "--help"]) == 0
     text = re.sub(r"-\n\s+", "-", capsys.readouterr().out)  # lines are broken at hyphens, too

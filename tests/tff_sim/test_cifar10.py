@@ -134,6 +134,7 @@ def _hostile(marker: Path) -> dict[str, tuple[bytes, str]]:
         ),
         "a submodule of what is allowed": (b"cnumpy\ntestsing.os.system\n.", "numpy.testsing.os.system"),
         "dotted": (b"\x80\x04\x8c\x05numpy\x8c\x0bdtype.x.y.z\x93.", "numpy.dtype.x.y.z"),
+        "what a terminal obeys": (b"cnumpy\n\x1b[2J\xc2\x85\n.", r"numpy.\x1b[2J\x85"),
         "numpy's loader": (b"cnumpy\nload\n(S" + repr(str(marker)).encode() + b"\ntR.", "numpy.load"),
     }
 

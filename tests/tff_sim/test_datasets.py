@@ -115,7 +115,12 @@ def test_an_unknown_data_set_is_named_and_the_known_ones_listed() -> None:
     assert str(caught.value) == (
         "unknown data set 'cifar'; known data sets: digits, mnist, fashion-mnist, kmnist, emnist-balanced,"
         " emnist-byclass, emnist-bymerge, emnist-digits, emnist-letters, emnist-mnist, cifar10, shakespeare,"
-        " shakespeare-lines, leaf, npz"
+        " shakespeare-lines, leaf, npz, packed"
+    )
+    with pytest.raises(DatasetError) as caught:
+        datasets.load("packed")
+    assert str(caught.value) == (
+        "data set 'packed' is a population on disk: open it with tff_sim.population.StoredPopulation"
     )
 
 

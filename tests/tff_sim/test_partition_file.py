@@ -94,8 +94,31 @@ def _changed(fields: dict[str, Any], **header: Any) -> dict[str, Any]:
     ("change", "message"),
     [
         (lambda f: {"header": np.frombuffer(b"{", np.uint8)}, f"its header is missing or damaged; {EXPECTED}"),
+        (
+            lambda f: {"header": np.frombuffer(b"[" * 100_000, np.uint8)},
+            f"its header is missing or damaged; {EXPECTED}",
+        ),
+        (lambda f: {"header": f["header"].astype(np.complex64)}, f"its header is missing or damaged; {EXPECTED}"),
         (lambda f: _changed(f, seed="x"), f"its header is missing or damaged; {EXPECTED}"),
         (lambda f: _changed(f, format=2), "format 2; this version reads 1: make it again"),
+        (lambda f: _changed(f, format="x\n" * 99), r"format 'x\nx\nx\nx\nx\nx\nx; this version reads 1: make it again"),
+        (
+            lambda f: _changed(f, scheme={"name": ["iid"]}),
+            "scheme: expected a partition's name and parameters, not {'name': ['iid']}",
+        ),
+        (
+            lambda f: _changed(f, scheme={"name": "dirichlet", "alpha": 10**400}),
+            "scheme: expected a partition's name and parameters, not"
+            f" {str({'name': 'dirichlet', 'alpha': 10**400})[:60]}",
+        ),
+        (
+            lambda f: _changed(f, scheme={"name": "shards", "shards_per_client": 1.5}),
+            "scheme: expected a partition's name and parameters, not {'name': 'shards', 'shards_per_client': 1.5}",
+        ),
+        (
+            lambda f: _changed(f, scheme={"name": "dirichlet", "alpha": float("nan")}),
+            "scheme: --alpha should be a finite number of at least 1e-06, not nan",
+        ),
         (
             lambda f: _changed(f, scheme={"name": "by-hand"}),
             "scheme: expected a partition's name and parameters, not {'name': 'by-hand'}",

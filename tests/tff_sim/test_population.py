@@ -230,6 +230,8 @@ def test_a_folder_that_is_no_population_is_named(folder: Path, tmp_path: Path) -
     content = path.read_bytes()
     path.write_bytes(content[:-5])
     assert _refusal(folder) == f"{path}: it can't be read, or is damaged; {EXPECTED}"
+    path.write_text("[" * 100_000)
+    assert _refusal(folder) == f"{path}: it can't be read, or is damaged; {EXPECTED}"
     path.unlink()
     assert _refusal(folder) == f"{path}: no such file: the folder is no population, or not finished; {EXPECTED}"
 
@@ -243,6 +245,10 @@ def test_a_folder_that_is_no_population_is_named(folder: Path, tmp_path: Path) -
         ({"examples": 3}, f"a field is missing or out of its range; {EXPECTED}"),
         ({"x": {"dtype": "object", "shape": [3]}}, f"'x' or 'y' is no dtype and shape of an example; {EXPECTED}"),
         ({"y": {"dtype": "int32", "shape": [-1]}}, f"'x' or 'y' is no dtype and shape of an example; {EXPECTED}"),
+        ({"x": {"dtype": "float32", "shape": [1] * 32}}, f"'x' or 'y' is no dtype and shape of an example; {EXPECTED}"),
+        ({"x": {"dtype": "float32", "shape": [2**40]}}, f"'x' or 'y' is no dtype and shape of an example; {EXPECTED}"),
+        ({"examples": 10**400}, f"a field is missing or out of its range; {EXPECTED}"),
+        ({"labels": 0}, f"a field is missing or out of its range; {EXPECTED}"),
         ({"identity": 5}, f"'identity' is no SHA-256 in hex; {EXPECTED}"),
         ({"identity": "0" * 63 + "X"}, f"'identity' is no SHA-256 in hex; {EXPECTED}"),
     ],
@@ -301,6 +307,8 @@ ALLOWED = "a client's name is empty, or has other characters than letters, digit
         ("order", lambda a: a * 0, f"not each client's number once; {EXPECTED}"),
         ("order", lambda a: a - 1, f"not each client's number once; {EXPECTED}"),
         ("order", lambda a: a + 1, f"not each client's number once; {EXPECTED}"),
+        ("order", lambda a: np.where(a == 0, -3, a), f"not each client's number once; {EXPECTED}"),
+        ("order", lambda a: a[::-1], f"it does not sort the names; {EXPECTED}"),
         ("names", lambda a: np.full_like(a, b"phone-1"), f"two clients are named 'phone-1'; {EXPECTED}"),
         ("names", lambda a: np.full_like(a, b"a/b"), f"{ALLOWED}; {EXPECTED}"),
     ],
@@ -309,6 +317,57 @@ def test_numbers_that_don_t_fit_are_named(folder: Path, name: str, change: Calla
     path = folder / f"{name}.npy"
     np.save(path, change(np.load(path)))
     assert _refusal(folder) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", np.nan, "client 'phone-27' has values that are not finite: write it again without those examples"),
+        ("x", -np.inf, "client 'phone-27' has values that are not finite: write it again without those examples"),
+        ("y", -3, "client 'phone-27' has labels from -3 to "),
+        ("y", 7, " to 7; by population.json expected 0 to 6: write it again"),
+        ("test_x", np.nan, "the test set has values that are not finite: write it again without those examples"),
+    ],
+)
+def test_values_are_looked_at_when_they_are_read(folder: Path, name: str, value: float, message: str) -> None:
+    path = folder / f"{name}.npy"
+    array = np.load(path)
+    array[3 if name == "test_x" else 9] = value  # of the fourth client, which has the examples 6 to 9
+    np.save(path, array)
+    population = StoredPopulation(folder)
+    with pytest.raises(DatasetError) as caught:
+        population.test() if name == "test_x" else population["phone-27"]
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert len(population["phone-26"]) == 5  # the others are as they were
+
+
+def test_labels_that_are_numbers_are_looked_at_too(tmp_path: Path) -> None:
+    numbers = Examples(np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32))
+    write_population(tmp_path / "numbers", [("a", numbers), ("b", numbers)], numbers)
+    for name, whose in (("y", "client 'b'"), ("test_y", "the test set")):
+        path = tmp_path / "numbers" / f"{name}.npy"
+        array = np.load(path)
+        array[-1] = np.inf
+        np.save(path, array)
+        stored = StoredPopulation(tmp_path / "numbers")
+        with pytest.raises(DatasetError) as caught:
+            stored["b"] if name == "y" else stored.test()
+        assert str(caught.value) == (
+            f"{path}: {whose} has values that are not finite: write it again without those examples"
+        )
+        assert len(stored["a"]) == 3
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_table_of_labels_that_clients_have_not_is_refused(folder: Path, change: int) -> None:
+    path = folder / "label_counts.npy"
+    counts = np.load(path)
+    counts[7, 2] += change
+    np.save(path, counts)
+    with pytest.raises(DatasetError) as caught:
+        StoredPopulation(folder).summary()
+    assert str(caught.value) == f"{path}: not as many labels as clients have; {EXPECTED}"
 
 
 def test_a_file_that_is_cut_short_while_it_is_open_is_named(folder: Path) -> None:
@@ -344,6 +403,14 @@ X, Y = np.zeros((2, 3), np.float32), np.zeros(2, np.int32)
         (
             [("a", Examples(X, Y)), ("b", Examples(X[:, :2], Y))],
             "b: x is float32[2, 2]; expected the first client's float32[2, 3]",
+        ),
+        (
+            [("a", Examples(X, Y)), ("b", Examples(X + np.inf, Y))],
+            "b: x holds values that are not finite; leave those examples out",
+        ),
+        (
+            [("a", Examples(X, np.array([[0], [np.nan]], np.float32)))],
+            "a: y holds values that are not finite; leave those examples out",
         ),
         ([("a", Examples(X, Y)), ("a", Examples(X, Y))], "can't write a population: two clients are named 'a'"),
         ([("a b", Examples(X, Y))], f"can't write a population: {ALLOWED}"),

@@ -236,6 +236,11 @@ def test_a_user_without_examples_is_left_out(leaf: Path) -> None:
     assert owners.names == ("f0000_14", "f0001_41")
 
 
+NEITHER = "'x' is neither text nor rows of as many finite numbers; expected one of them"
+TOO_LARGE = "'x' holds a number that float32 has not; expected at most 3.4e38 either way"
+HALF = "half a surrogate pair; expected whole characters"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -269,6 +274,11 @@ def test_a_user_without_examples_is_left_out(leaf: Path) -> None:
             _leaf([["a"]], [1], "u"),
             "user 'u': 'x' is neither text nor rows of as many finite numbers; expected one of them",
         ),
+        (_leaf([[]], [1], "u"), f"user 'u': {NEITHER}"),
+        (_leaf([[[1]]], [1], "u"), f"user 'u': {NEITHER}"),
+        (_leaf([[10**400, 1.5]], [1], "u"), f"user 'u': {NEITHER}"),
+        (_leaf([[1e300]], [1], "u"), f"user 'u': {TOO_LARGE}"),
+        (_leaf([[0, -3.5e38]], [1], "u"), f"user 'u': {TOO_LARGE}"),
         (_leaf([[1]], [1.5], "u"), "user 'u': 'y' is not whole numbers from 0 on; expected one for each x"),
         (_leaf([[1]], [-1], "u"), "user 'u': 'y' is not whole numbers from 0 on; expected one for each x"),
         (_leaf([[1]], [2**31], "u"), "user 'u': 'y' is not whole numbers from 0 on; expected one for each x"),
@@ -279,6 +289,13 @@ def test_a_user_without_examples_is_left_out(leaf: Path) -> None:
         ),
         (_leaf(["abc"], ["de"], "u"), "user 'u': a label is not one character; expected the one after the text"),
         (_leaf(["abc"], [""], "u"), "user 'u': a label is not one character; expected the one after the text"),
+        (_leaf([""], ["a"], "u"), "user 'u': a text is empty; expected at least one character in each"),
+        (_leaf(["ab\ud800"], ["c"], "u"), f"user 'u': a text holds U+D800, {HALF}"),
+        (_leaf(["ab"], ["\udfff"], "u"), f"user 'u': a text holds U+DFFF, {HALF}"),
+        (
+            _leaf([[1]], [1], "u") | {"num_samples": ["a\nb"]},
+            "user 'u': 1 x, 1 y and num_samples something else; expected as many of each",
+        ),
         (_leaf([[1]], [1], "f0000_14"), "user 'f0000_14' stands there a second time; expected each user once"),
     ],
 )
@@ -308,9 +325,43 @@ def test_missing_parts_of_leaf_are_named(leaf: Path, tmp_path: Path) -> None:
     assert _message("leaf", leaf) == f"{leaf / 'test'}: no user in it has an example; --data-dir should hold {LEAF}"
 
 
-def test_users_with_other_features_are_refused(leaf: Path) -> None:
-    (leaf / "test" / "z.json").write_text(json.dumps(_leaf([[1, 2]], [1], "u")))
-    assert _message("leaf", leaf) == (f"{leaf}: users have features of (28, 28, 1) and of (2,); expected one shape")
+@pytest.mark.parametrize(
+    ("part", "x", "y", "found"),
+    [
+        ("test", [[1, 2]], [1], "float32[1, 2]"),
+        ("train", [[1, 2]], [1], "float32[1, 2]"),
+        ("train", ["a" * 784], ["b"], "int32[1, 784]"),
+    ],
+)
+def test_users_with_other_features_are_refused(leaf: Path, part: str, x: Any, y: Any, found: str) -> None:
+    path = leaf / part / "z.json"
+    path.write_text(json.dumps(_leaf(x, y, "u")))
+    assert _message("leaf", leaf) == (
+        f"{path}: user 'u': x is {found}, of user 'f0000_14' float32[3, 28, 28, 1];"
+        " expected the same type and shape in all users"
+    )
+
+
+def test_users_of_text_and_of_as_many_numbers_are_refused(tmp_path: Path) -> None:
+    """Their features have one shape, and neither one type nor labels of one shape."""
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        both = _leaf(["x" * 80], ["y"], "writer")
+        both["users"].append("sensor")
+        both["num_samples"].append(1)
+        both["user_data"]["sensor"] = {"x": [list(range(80))], "y": [3]}
+        (tmp_path / part / "a.json").write_text(json.dumps(both))
+    assert _message("leaf", tmp_path) == (
+        f"{tmp_path / 'train' / 'a.json'}: user 'sensor': x is float32[1, 80], of user 'writer' int32[1, 80];"
+        " expected the same type and shape in all users"
+    )
+
+
+def test_the_largest_numbers_of_float32_are_features(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.json").write_text(json.dumps(_leaf([[3.4028235e38, -3.4028235e38]], [0], "u")))
+    assert datasets.load("leaf", tmp_path).train.x.max() == np.finfo(np.float32).max
 
 
 # A folder of .npz files
@@ -353,6 +404,10 @@ Y2 = np.zeros(2, np.int32)
         ({"x": X3, "y": Y2[:1]}, "2 rows of x and 1 of y; expected as many, at least one"),
         ({"x": X3[:0], "y": Y2[:0]}, "0 rows of x and 0 of y; expected as many, at least one"),
         ({"x": X3 * np.nan, "y": Y2}, "array 'x' holds values that are not finite; leave those examples out"),
+        (
+            {"x": X3, "y": np.array([0, np.inf], np.float32)},
+            "array 'y' holds values that are not finite; leave those examples out",
+        ),
         (
             {"x": X3[:, :2], "y": Y2},
             "x is float32[2, 2], in _test.npz float32[5, 3]; expected the same type and shape in all files",

@@ -10,7 +10,7 @@ from tff_sim.datasets import cifar10, digits, leaf, mnist, npz_folder, shakespea
 from tff_sim.datasets.dataset import Dataset, Owners
 from tff_sim.errors import DatasetError
 
-__all__ = ["NAMES", "Dataset", "Owners", "load"]
+__all__ = ["NAMES", "PACKED", "Dataset", "Owners", "load"]
 
 # Each with what --data-dir names for it.
 _LOADERS: dict[str, tuple[Callable[[Path], Dataset], str]] = {
@@ -29,6 +29,8 @@ _LOADERS: dict[str, tuple[Callable[[Path], Dataset], str]] = {
 }
 
 NAMES = ("digits", *_LOADERS)
+PACKED = "packed"
+"""What --dataset takes beside `NAMES`: it says that --data-dir is a population on disk, and is not for `load`."""
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -48,8 +50,12 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
                 " --dataset"
             )
         return digits.load()
+    if name == PACKED:
+        raise DatasetError(
+            f"data set {name!r} is a population on disk: open it with tff_sim.population.StoredPopulation"
+        )
     if name not in _LOADERS:
-        raise DatasetError(f"unknown data set {name!r}; known data sets: {', '.join(NAMES)}")
+        raise DatasetError(f"unknown data set {name!r}; known data sets: {', '.join((*NAMES, PACKED))}")
     loader, folder = _LOADERS[name]
     if data_dir is None:
         raise DatasetError(f"data set {name!r}: --data-dir is missing; it names {folder}")

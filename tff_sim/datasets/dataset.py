@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from device_runtime.examples import Examples
+from device_runtime.tensors import describe
+from tff_sim.errors import DatasetError
 
 _LONGEST = 64  # of a name on the wire (`device_runtime.messages`)
+_ROWS = 1024  # that are looked at in one go, so that a check takes little memory
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,30 @@ def joined(parts: Iterable[Examples]) -> Examples:
     """All examples of at least one part, in order."""
     parts = list(parts)
     return Examples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+
+
+def require_alike(where: str, part: Examples, first_where: str, first: Examples, among: str) -> None:
+    """`DatasetError` unless types and shapes of an example are those of the first part.
+
+    Args:
+        where, part: the part, and the file that it is of.
+        first_where, first: the first one, which is "in" a file or "of" a user.
+        among: what all of them are: files, users.
+    """
+    for name in ("x", "y"):
+        found, wanted = getattr(part, name), getattr(first, name)
+        if found.dtype != wanted.dtype or found.shape[1:] != wanted.shape[1:]:
+            raise DatasetError(
+                f"{where}: {name} is {describe(found)}, {first_where} {describe(wanted)};"
+                f" expected the same type and shape in all {among}"
+            )
+
+
+def is_finite(array: npt.NDArray[Any]) -> bool:
+    """Whether all numbers are finite, as whole ones are."""
+    if array.dtype.kind != "f":
+        return True
+    return all(bool(np.isfinite(array[start : start + _ROWS]).all()) for start in range(0, len(array), _ROWS))
 
 
 def device_names(names: Iterable[str]) -> tuple[str, ...]:

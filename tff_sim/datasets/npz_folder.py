@@ -8,12 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from device_runtime.examples import Examples, read_npz
 from device_runtime.tensors import DTYPES, describe
-from tff_sim.datasets.dataset import Dataset, joined, owned
+from tff_sim.datasets.dataset import Dataset, is_finite, joined, owned, require_alike
 from tff_sim.datasets.files import files_in
 from tff_sim.errors import DatasetError
 
@@ -43,7 +42,7 @@ def load(data_dir: Path) -> Dataset:
             parts.append((False, _examples(path, fields, "x_test", "y_test")))
         for trains, part in parts:
             first = first or (path, part)
-            _require_same(path, part, *first)
+            require_alike(str(path), part, f"in {first[0].name}", first[1], "files")
             if trains:
                 clients[path.stem] = part
             else:
@@ -66,16 +65,7 @@ def _examples(path: Path, fields: Fields, x_name: str, y_name: str) -> Examples:
         raise DatasetError(
             f"{path}: {len(x)} rows of {x_name} and {len(y)} of {y_name}; expected as many, at least one"
         )
-    if not np.isfinite(x).all():
-        raise DatasetError(f"{path}: array {x_name!r} holds values that are not finite; leave those examples out")
+    for name in (x_name, y_name):
+        if not is_finite(fields[name]):
+            raise DatasetError(f"{path}: array {name!r} holds values that are not finite; leave those examples out")
     return Examples(x, y)
-
-
-def _require_same(path: Path, part: Examples, first_path: Path, first: Examples) -> None:
-    for name in ("x", "y"):
-        found, wanted = getattr(part, name), getattr(first, name)
-        if found.dtype != wanted.dtype or found.shape[1:] != wanted.shape[1:]:
-            raise DatasetError(
-                f"{path}: {name} is {describe(found)}, in {first_path.name} {describe(wanted)};"
-                " expected the same type and shape in all files"
-            )

@@ -114,7 +114,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _ALLOWED.get((module, name))
         if found is None:
-            raise _RefusedError(f"{module}.{name}"[:60])
+            raise _RefusedError(ascii(f"{module}.{name}"[:60])[1:-1])
         return found
 
     def _refuse(self) -> None:

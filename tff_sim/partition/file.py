@@ -86,13 +86,16 @@ def load_partition(path: Path, dataset: Dataset) -> Partition:
 
 def _header(path: Path, fields: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
     try:
-        header = json.loads(fields["header"].astype(np.uint8).tobytes())
-    except (KeyError, ValueError, TypeError):
+        stored = fields["header"]
+        header = json.loads(stored.tobytes()) if stored.dtype == np.uint8 else None
+    except (KeyError, ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or type(header.get("seed")) is not int:
         raise InputError(f"{path}: its header is missing or damaged; expected {_EXPECTED}")
     if header.get("format") != _FORMAT:
-        raise InputError(f"{path}: format {header.get('format')}; this version reads {_FORMAT}: make it again")
+        raise InputError(
+            f"{path}: format {ascii(header.get('format'))[:20]}; this version reads {_FORMAT}: make it again"
+        )
     return header
 
 

@@ -16,6 +16,8 @@ from device_runtime.errors import InputError
 
 _LEAST_ALPHA = 1e-6  # each label's examples have gone to one client long before; NumPy draws for ever below 1e-8
 
+_LARGEST = 2**63  # of a whole number in the place of a real one: JSON has larger ones than float64
+
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]
 
@@ -177,12 +179,23 @@ SCHEMES: dict[str, type[Scheme]] = {
 
 def scheme_from_json(value: Any, where: str) -> Scheme:
     """Read what `Scheme.to_json` wrote; `InputError`, which names `where`, if it is something else."""
-    if isinstance(value, dict) and value.get("name") in SCHEMES:
-        kind = SCHEMES[value["name"]]
+    kind = None
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        kind = SCHEMES.get(value["name"])
+    if kind is not None:
         parameters = {name: number for name, number in value.items() if name != "name"}
-        if set(parameters) == set(asdict(kind())) and all(type(v) in (int, float) for v in parameters.values()):
-            return kind(**parameters)
-    raise InputError(f"{where}: expected a partition's name and parameters, not {str(value)[:60]}")
+        defaults = asdict(kind())
+        if set(parameters) == set(defaults) and all(_is_like(v, defaults[n]) for n, v in parameters.items()):
+            try:
+                return kind(**parameters)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+    raise InputError(f"{where}: expected a partition's name and parameters, not {ascii(value)[:60]}")
+
+
+def _is_like(value: Any, default: float) -> bool:
+    """Whether it is a number of the default's kind; whole ones are real ones too, unless a float has them not."""
+    return type(value) is type(default) or (type(value) is int and isinstance(default, float) and abs(value) < _LARGEST)
 
 
 def _uneven(weights: npt.NDArray[np.float64], count: int, rng: np.random.Generator) -> list[Indices]:

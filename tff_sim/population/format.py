@@ -13,6 +13,7 @@ population.json is written last: a folder without it is none, or one that is not
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from device_runtime.tensors import DTYPES
 from tff_sim.errors import DatasetError
 
 _npy: Any = np.lib.format
+
+_LARGEST = 2**40  # of numbers that would be sizes of files
+_MOST_DIMENSIONS = 32  # that NumPy 1 knows, the first of an array included
 
 FORMAT = 1
 TEXT = "S"
@@ -82,11 +86,11 @@ class Description:
             raise DatasetError(
                 f"{path}: no such file: the folder is no population, or not finished; expected {EXPECTED}"
             ) from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise DatasetError(f"{path}: it can't be read, or is damaged; expected {EXPECTED}") from None
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
-            raise DatasetError(f"{path}: format {str(found)[:20]}; this version reads {FORMAT}: write it again")
+            raise DatasetError(f"{path}: format {ascii(found)[:20]}; this version reads {FORMAT}: write it again")
         match content:
             case {
                 "name": str(name),
@@ -96,7 +100,7 @@ class Description:
                 "x": x,
                 "y": y,
                 "labels": int() | None as labels,
-            } if clients >= 1 and examples >= clients and tests >= 0:
+            } if 1 <= clients <= examples < _LARGEST and 0 <= tests < _LARGEST and (labels is None or labels > 0):
                 identity = _identity(path, content.get("identity"))
                 return cls(name, clients, examples, tests, _element(path, x), _element(path, y), labels, identity)
         raise DatasetError(f"{path}: a field is missing or out of its range; expected {EXPECTED}")
@@ -104,8 +108,11 @@ class Description:
 
 def _element(path: Path, value: Any) -> tuple[str, tuple[int, ...]]:
     match value:
-        case {"dtype": str(dtype), "shape": list(shape)} if dtype in DTYPES and all(
-            type(size) is int and size > 0 for size in shape
+        case {"dtype": str(dtype), "shape": list(shape)} if (
+            dtype in DTYPES
+            and len(shape) < _MOST_DIMENSIONS
+            and all(type(size) is int and size > 0 for size in shape)
+            and math.prod(shape) < _LARGEST
         ):
             return dtype, tuple(shape)
     raise DatasetError(f"{path}: 'x' or 'y' is no dtype and shape of an example; expected {EXPECTED}")
@@ -146,7 +153,7 @@ class StoredArray:
             size = path.stat().st_size
         except FileNotFoundError:
             raise DatasetError(f"{path}: no such file; expected {EXPECTED}") from None
-        except (OSError, ValueError, KeyError):
+        except Exception:  # a damaged header ends in any of a dozen kinds
             raise DatasetError(f"{path}: it can't be read, or is no .npy file; expected {EXPECTED}") from None
         wanted = np.dtype(dtype)
         fits = found_dtype == wanted or (dtype == TEXT and found_dtype.kind == wanted.kind and found_dtype.itemsize)
@@ -165,7 +172,7 @@ class StoredArray:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def rows(self, first: int, last: int) -> npt.NDArray[Any]:
         """The rows from `first` on, below `last`; `DatasetError` where the file has become shorter."""

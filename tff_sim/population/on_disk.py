@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.tensors import DTYPES, describe
 from tff_sim.client_names import ClientNames, ListedNames
+from tff_sim.datasets.dataset import is_finite
 from tff_sim.errors import DatasetError
 from tff_sim.label_counts import Counts, count_labels
 from tff_sim.population.base import Population
@@ -46,9 +48,12 @@ class StoredPopulation(Population):
         if (self._offsets[0], self._offsets[-1]) != (0, about.examples) or (np.diff(self._offsets) < 1).any():
             raise DatasetError(f"{folder / 'offsets.npy'}: not rising from 0 to {about.examples}; expected {EXPECTED}")
         order = _whole(folder / "order.npy", _INT64, about.clients)
-        if (np.bincount(np.clip(order, 0, about.clients), minlength=about.clients)[: about.clients] != 1).any():
+        if not _counts_once(order):
             raise DatasetError(f"{folder / 'order.npy'}: not each client's number once; expected {EXPECTED}")
-        self._names = ListedNames(_whole(folder / "names.npy", TEXT, about.clients), order)
+        names = _whole(folder / "names.npy", TEXT, about.clients)
+        if ((ordered := names[order])[1:] < ordered[:-1]).any():
+            raise DatasetError(f"{folder / 'order.npy'}: it does not sort the names; expected {EXPECTED}")
+        self._names = ListedNames(names, order)
         if (fault := self._names.fault()) is not None:
             raise DatasetError(f"{folder / 'names.npy'}: {fault}; expected {EXPECTED}")
         self._label_counts = None
@@ -66,7 +71,14 @@ class StoredPopulation(Population):
     @property
     def label_counts(self) -> Counts | None:
         """Read anew each time, 4 bytes for each client and label."""
-        return None if self._label_counts is None else self._label_counts.rows(0, len(self))
+        if self._label_counts is None:
+            return None
+        counts = self._label_counts.rows(0, len(self))
+        if (counts < 0).any() or (
+            counts.sum(axis=1, dtype=np.int64) != self.sizes * math.prod(self._y.shape[1:])
+        ).any():
+            raise DatasetError(f"{self._label_counts.path}: not as many labels as clients have; expected {EXPECTED}")
+        return counts
 
     @property
     def label_bounds(self) -> tuple[int, int] | None:
@@ -88,17 +100,35 @@ class StoredPopulation(Population):
             yield self._y.rows(first, min(first + _ROWS, self._y.shape[0]))
 
     def examples(self, number: int) -> Examples:
+        """As of every population; values are looked at here, for all of them may be more than memory holds.
+
+        Raises:
+            DatasetError: a value is not finite, or a label is none of the description's; it names file and client.
+        """
         first, last = int(self._offsets[number]), int(self._offsets[number + 1])
-        return Examples(self._x.rows(first, last), self._y.rows(first, last))
+        found = Examples(self._x.rows(first, last), self._y.rows(first, last))
+        whose = f"client {self._names.name(number)!r}"
+        _require_finite(self._x.path, found.x, whose)
+        _require_finite(self._y.path, found.y, whose)
+        labels = self.description.labels
+        if labels is not None and not 0 <= found.y.min() <= found.y.max() < labels:
+            raise DatasetError(
+                f"{self._y.path}: {whose} has labels from {found.y.min()} to {found.y.max()}; by {DESCRIPTION} expected"
+                f" 0 to {labels - 1}: write it again"
+            )
+        return found
 
     def test(self) -> Examples | None:
-        """What to test the global model with; None where the folder has none."""
+        """What to test the global model with; None where the folder has none; errors as of `examples`."""
         about, tests = self.description, self.description.tests
         if not tests:
             return None
         x = StoredArray.open(self.folder / "test_x.npy", about.x[0], (tests, *about.x[1]))
         y = StoredArray.open(self.folder / "test_y.npy", about.y[0], (tests, *about.y[1]))
-        return Examples(x.rows(0, tests), y.rows(0, tests))
+        found = Examples(x.rows(0, tests), y.rows(0, tests))
+        for array, values in ((x, found.x), (y, found.y)):
+            _require_finite(array.path, values, "the test set")
+        return found
 
 
 def write_population(
@@ -195,6 +225,19 @@ def _require_like(client: str, examples: Examples, model: Examples) -> None:
             raise InputError(f"{client}: {name} is {describe(array)}; expected {' or '.join(DTYPES)}")
         if array.dtype != wanted.dtype or array.shape[1:] != wanted.shape[1:]:
             raise InputError(f"{client}: {name} is {describe(array)}; expected the first client's {describe(wanted)}")
+        if not is_finite(array):
+            raise InputError(f"{client}: {name} holds values that are not finite; leave those examples out")
+
+
+def _require_finite(path: Path, values: npt.NDArray[Any], whose: str) -> None:
+    if not is_finite(values):
+        raise DatasetError(f"{path}: {whose} has values that are not finite: write it again without those examples")
+
+
+def _counts_once(order: npt.NDArray[np.int64]) -> bool:
+    """Whether each number from 0 to the last is there once."""
+    count = len(order)
+    return bool(0 <= order.min() <= order.max() < count and (np.bincount(order, minlength=count) == 1).all())
 
 
 def _whole(path: Path, dtype: str, count: int) -> npt.NDArray[Any]:
