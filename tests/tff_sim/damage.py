@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -150,7 +151,7 @@ def _json(content: bytes, draws: random.Random) -> bytes:
             if draws.random() < 0.5:
                 holder[draws.choice([name for name in _VALUES if isinstance(name, str)])] = value
         else:
-            holder[key] = draws.choice(_VALUES)
+            holder[key] = copy.deepcopy(draws.choice(_VALUES))  # the next change may be inside of it
     return json.dumps(root[0]).encode()
 
 
@@ -167,9 +168,10 @@ def _array(array: npt.NDArray[Any], draws: random.Random) -> npt.NDArray[Any]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
+            if kind == 0 and array.dtype.kind in "if":
+                return array.astype(draws.choice(("f2", "f8", ">f4", ">i8", "i1", "u8", "c8", "?", "i4", "f4")))
             if kind == 0:
-                codes = ("f2", "f8", ">f4", ">i8", "i1", "u8", "c8", "?", "S3", "U2", "M8[s]", "m8[D]", "O", "i4", "f4")
-                return array.astype(draws.choice(codes))
+                return np.zeros(array.shape, draws.choice(("S3", "U2", "M8[s]", "m8[D]", "O", "V4", "i4")))
             if kind == 1:
                 changed = array.copy()
                 changed.reshape(-1)[draws.randrange(changed.size)] = draws.choice(_NUMBERS)
