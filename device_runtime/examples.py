@@ -77,8 +77,9 @@ class ExampleTypes:
         x, y = fields["x"], fields["y"]
         if len(x) != len(y) or len(x) == 0:
             raise InputError(f"{where}: {len(x)} rows of x and {len(y)} of y; expected as many of both, at least one")
-        if not all(np.isfinite(x[start : start + _ROWS]).all() for start in range(0, len(x), _ROWS)):
-            raise InputError(f"{where}: array 'x' holds values that are not finite")
+        for name, values in (("x", x), ("y", y)):
+            if not all(np.isfinite(values[start : start + _ROWS]).all() for start in range(0, len(values), _ROWS)):
+                raise InputError(f"{where}: array {name!r} holds values that are not finite")
         if self.classes is not None and not (y.min() >= 0 and y.max() < self.classes):
             raise InputError(
                 f"{where}: array 'y' holds labels from {y.min()} to {y.max()}; expected 0 to {self.classes - 1}"

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from device_runtime.bundle import Bundle
 from device_runtime.errors import InputError
-from device_runtime.examples import check_examples, load_examples
+from device_runtime.examples import ExampleTypes, check_examples, load_examples
+from device_runtime.tensors import TensorSpec
 
 NOT_NPZ = "not a .npz file with the arrays x and y (numpy.savez writes one)"
 
@@ -80,6 +81,14 @@ def test_a_missing_array(path: Path, digits_bundle: Bundle, name: str, expected:
 def test_labels_of_another_loss_are_free(digits_bundle: Bundle) -> None:
     manifest = replace(digits_bundle.manifest, loss="another")
     assert len(check_examples(arrays(y=np.array([0, 10, -3], np.int32)), manifest, "here")) == 3
+
+
+def test_numbers_to_predict_are_finite(digits_bundle: Bundle) -> None:
+    types = replace(ExampleTypes.of(digits_bundle.manifest), y=TensorSpec("y", (None,)), classes=None)
+    for value in (np.nan, -np.inf):
+        with pytest.raises(InputError, match=r"^here: array 'y' holds values that are not finite$"):
+            types.check(arrays(y=np.array([0, value, 1], np.float32)), "here")
+    assert len(types.check(arrays(y=np.array([0, -1e30, 1], np.float32)), "here")) == 3
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, digits_bundle: Bundle) -> None:
