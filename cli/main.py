@@ -96,6 +96,7 @@ def _terminable() -> Iterator[None]:
     """SIGTERM, which `timeout`, systemd and Kubernetes send, would leave temporary files behind: it raises instead."""
 
     def end(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it to the process and then to its group
         raise _TerminatedError
 
     if threading.current_thread() is not threading.main_thread():  # no other may say what a signal does
