@@ -237,11 +237,11 @@ def test_a_termination_leaves_nothing_behind_but_the_run(engine: str, tmp_path: 
         for line in process.stderr:
             if line.split()[1:2] == ["3/100000"]:
                 break
-        assert list(temporary.iterdir())
+        assert list(temporary.glob("pocketfed-*"))
         process.terminate()
         *_, last = process.stderr
         assert (process.wait(120), last) == (143, "pocketfed: terminated\n")
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.glob("pocketfed-*")) == []  # TensorFlow has a cache of its own there
     done = len(_rows(out))
     assert done >= 3
     assert main([*program[3:], "--rounds", str(done + 1), "--resume"]) == 0
