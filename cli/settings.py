@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from tff_sim.experiments.settings import NONE
 
-_NONE = "none"  # what the file and an option say for no value
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _OrNone(click.ParamType[Any]):
         self.name = value.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == _NONE else self._value(value, param, ctx)
+        return value if value == NONE else self._value(value, param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         return self._value.get_metavar(param, ctx)

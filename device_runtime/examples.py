@@ -14,11 +14,10 @@ import numpy.typing as npt
 
 from device_runtime.bundle import Manifest
 from device_runtime.errors import InputError, IntegrityError
-from device_runtime.tensors import TensorSpec, describe, identity_of
+from device_runtime.tensors import TensorSpec, describe, identity_of, is_finite
 
 SPARSE_LOSS = "sparse_categorical_crossentropy"
 _SQLITE = b"SQLite format 3\0"
-_ROWS = 1024  # that are looked at in one go, so that a check takes little memory
 
 
 class NoExamplesError(InputError):
@@ -78,7 +77,7 @@ class ExampleTypes:
         if len(x) != len(y) or len(x) == 0:
             raise InputError(f"{where}: {len(x)} rows of x and {len(y)} of y; expected as many of both, at least one")
         for name, values in (("x", x), ("y", y)):
-            if not all(np.isfinite(values[start : start + _ROWS]).all() for start in range(0, len(values), _ROWS)):
+            if not is_finite(values):
                 raise InputError(f"{where}: array {name!r} holds values that are not finite")
         if self.classes is not None and not (y.min() >= 0 and y.max() < self.classes):
             raise InputError(

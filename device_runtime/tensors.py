@@ -18,6 +18,7 @@ Weights = tuple[FloatArray, ...]
 """A model's trainable weights in the manifest's order, each float32."""
 
 DTYPES = ("float32", "int32")
+_ROWS = 1024  # that are looked at in one go, so that a check takes little memory
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ class TensorSpec:
         if dtype not in DTYPES:
             raise IntegrityError(f"{where}.dtype: expected one of {', '.join(DTYPES)}")
         return cls(name, tuple(shape), dtype)
+
+
+def is_finite(array: npt.NDArray[Any]) -> bool:
+    """Whether all numbers of an array [n, …] are finite, as whole ones are."""
+    if array.dtype.kind != "f":
+        return True
+    return all(bool(np.isfinite(array[start : start + _ROWS]).all()) for start in range(0, len(array), _ROWS))
 
 
 def describe(array: npt.NDArray[Any]) -> str:

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
+from device_runtime.tensors import is_finite
 from tff_sim import datasets
-from tff_sim.datasets.dataset import is_finite
 from tff_sim.federated_data import DataSpec, FederatedData, make_population
 from tff_sim.partition import deal, scheme
 from tff_sim.partition.file import save_partition

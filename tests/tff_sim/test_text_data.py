@@ -189,6 +189,13 @@ def _leaf(x: Any, y: Any, *users: str) -> dict[str, Any]:
     return {"users": list(users), "num_samples": [len(y)] * len(users), "user_data": data}
 
 
+def _write_leaf(folder: Path, content: dict[str, Any]) -> None:
+    """The same for training and for tests."""
+    for part in ("train", "test"):
+        (folder / part).mkdir()
+        (folder / part / "a.json").write_text(json.dumps(content))
+
+
 @pytest.fixture
 def leaf(tmp_path: Path) -> Path:
     """Two writers in two files, three images each, and two of one to test with."""
@@ -214,16 +221,12 @@ def test_leaf_s_users_are_clients_and_its_pixels_images(leaf: Path) -> None:
 
 
 def test_leaf_s_other_numbers_stay_rows(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "a.json").write_text(json.dumps(_leaf([[1.5, 2], [3, 4]], [0, 1], "u")))
+    _write_leaf(tmp_path, _leaf([[1.5, 2], [3, 4]], [0, 1], "u"))
     assert datasets.load("leaf", tmp_path).train.x.tolist() == [[1.5, 2], [3, 4]]
 
 
 def test_leaf_s_text_is_labelled_at_each_step(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "a.json").write_text(json.dumps(_leaf(["To be or", "not to b"], [" ", "e"], "HAMLET")))
+    _write_leaf(tmp_path, _leaf(["To be or", "not to b"], [" ", "e"], "HAMLET"))
     train = datasets.load("leaf", tmp_path).train
     assert [_text(row) for row in train.x] == ["To be or", "not to b"]
     assert [_text(row) for row in train.y] == ["o be or ", "ot to be"]
@@ -344,13 +347,11 @@ def test_users_with_other_features_are_refused(leaf: Path, part: str, x: Any, y:
 
 def test_users_of_text_and_of_as_many_numbers_are_refused(tmp_path: Path) -> None:
     """Their features have one shape, and neither one type nor labels of one shape."""
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-        both = _leaf(["x" * 80], ["y"], "writer")
-        both["users"].append("sensor")
-        both["num_samples"].append(1)
-        both["user_data"]["sensor"] = {"x": [list(range(80))], "y": [3]}
-        (tmp_path / part / "a.json").write_text(json.dumps(both))
+    both = _leaf(["x" * 80], ["y"], "writer")
+    both["users"].append("sensor")
+    both["num_samples"].append(1)
+    both["user_data"]["sensor"] = {"x": [list(range(80))], "y": [3]}
+    _write_leaf(tmp_path, both)
     assert _message("leaf", tmp_path) == (
         f"{tmp_path / 'train' / 'a.json'}: user 'sensor': x is float32[1, 80], of user 'writer' int32[1, 80];"
         " expected the same type and shape in all users"
@@ -358,9 +359,7 @@ def test_users_of_text_and_of_as_many_numbers_are_refused(tmp_path: Path) -> Non
 
 
 def test_the_largest_numbers_of_float32_are_features(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "a.json").write_text(json.dumps(_leaf([[3.4028235e38, -3.4028235e38]], [0], "u")))
+    _write_leaf(tmp_path, _leaf([[3.4028235e38, -3.4028235e38]], [0], "u"))
     assert datasets.load("leaf", tmp_path).train.x.max() == np.finfo(np.float32).max
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,6 @@ from device_runtime.tensors import describe
 from tff_sim.errors import DatasetError
 
 _LONGEST = 64  # of a name on the wire (`device_runtime.messages`)
-_ROWS = 1024  # that are looked at in one go, so that a check takes little memory
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,6 @@ def require_alike(where: str, part: Examples, first_where: str, first: Examples,
                 f"{where}: {name} is {describe(found)}, {first_where} {describe(wanted)};"
                 f" expected the same type and shape in all {among}"
             )
-
-
-def is_finite(array: npt.NDArray[Any]) -> bool:
-    """Whether all numbers are finite, as whole ones are."""
-    if array.dtype.kind != "f":
-        return True
-    return all(bool(np.isfinite(array[start : start + _ROWS]).all()) for start in range(0, len(array), _ROWS))
 
 
 def device_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.examples import Examples
+from device_runtime.tensors import is_finite
 from tff_sim.datasets.characters import symbols
-from tff_sim.datasets.dataset import Dataset, is_finite, joined, owned, require_alike
+from tff_sim.datasets.dataset import Dataset, joined, owned, require_alike
 from tff_sim.datasets.files import files_in, read_file, require_folder
 from tff_sim.errors import DatasetError
 

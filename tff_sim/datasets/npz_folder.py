@@ -11,8 +11,8 @@ from typing import Any
 import numpy.typing as npt
 
 from device_runtime.examples import Examples, read_npz
-from device_runtime.tensors import DTYPES, describe
-from tff_sim.datasets.dataset import Dataset, is_finite, joined, owned, require_alike
+from device_runtime.tensors import DTYPES, describe, is_finite
+from tff_sim.datasets.dataset import Dataset, joined, owned, require_alike
 from tff_sim.datasets.files import files_in
 from tff_sim.errors import DatasetError
 

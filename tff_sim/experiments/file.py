@@ -37,7 +37,8 @@ _KNOWN = {
     "work.": tuple(field.name for field in fields(ClientWork) if field.name not in (_SEED, _NOT_SIMULATED)),
 }
 _PARTITIONS = {name: tuple(scheme.__dataclass_fields__) for name, scheme in SCHEMES.items()}
-# Key of a choice → what can be chosen, and the parameters of each, which stand beside it.
+# Key of a choice → what can be chosen, and the parameters of each, which stand beside it. A partition's file is one of
+# naming no partition.
 _CHOICES: Mapping[str, Mapping[str, Iterable[str]]] = {
     "schedule.name": {**SCHEDULES, "cosine": [*SCHEDULES["cosine"], "rounds"]},
     "algorithm.optimizer.name": SERVER_OPTIMIZERS,

@@ -139,7 +139,7 @@ class _Run:
                 write_checkpoint(
                     self.folder.checkpoint,
                     Checkpoint(
-                        tables, done.number, initial_accuracy, list(rows), flatten_state(done.result.state),
+                        tables, done.number, initial_accuracy, rows, flatten_state(done.result.state),
                         self.data.identity,
                     ),
                 )  # fmt: skip

@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
-from device_runtime.tensors import DTYPES, describe
+from device_runtime.tensors import DTYPES, describe, is_finite
 from tff_sim.client_names import ClientNames, ListedNames
-from tff_sim.datasets.dataset import is_finite
 from tff_sim.errors import DatasetError
 from tff_sim.label_counts import Counts, count_labels
 from tff_sim.population.base import Population
