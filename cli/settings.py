@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from tff_sim.experiments.settings import NONE
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -46,6 +44,8 @@ class _OrNone(click.ParamType[Any]):
         self.name = value.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from tff_sim.experiments.settings import NONE  # a server is installed without simulation
+
         return value if value == NONE else self._value(value, param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
