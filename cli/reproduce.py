@@ -93,21 +93,29 @@ def reproduce(
         for path in [*(out / f"{name}.md" for name in reports), *filter(None, figures)]:
             click.echo(str(path))
     if diverged:
-        raise DivergedError(f"the training diverged in {', '.join(diverged)}: give a lower --lr, or --sweep")
+        lower = "give a lower --lr" if sweep else "give a lower --lr, or --sweep"
+        raise DivergedError(f"the training diverged in {', '.join(diverged)}: {lower}")
 
 
 def run_row(row: Row, folder: Path, sweep: bool, per_decade: int) -> None:
-    """Run it there, or go on with it; with `sweep` at the rates within half a decade of its own."""
+    """Run it there, or go on with it; with `sweep` at the rates within 5 times of its own, up and down.
+
+    Raises:
+        DivergedError: the training did, with `sweep` at each of the rates.
+    """
     click.echo(f"{row.name}: {row.about}", err=True)
     if not sweep:
         resuming()(row.experiment, folder)
         return
+    from tff_sim.errors import DivergedError
     from tff_sim.experiments.sweep import learning_rates, run_sweep
 
     rate = row.experiment.work.learning_rate
     rates = sorted(learning_rates(rate / 5, rate * 5, per_decade), key=lambda r: max(r / rate, rate / r))
     content = run_sweep(row.experiment, rates, folder, resuming(), prune=True)
     print_sweep(content, folder)
+    if content["best"] is None:
+        raise DivergedError(f"the training diverged at each rate from {min(rates):g} to {max(rates):g}")
 
 
 def _chosen(table: str, rows: tuple[str, ...]) -> dict[str, list[Row]]:

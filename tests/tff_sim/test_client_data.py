@@ -91,6 +91,20 @@ def test_what_it_lacks_is_named(client_data: Any) -> None:
     assert str(caught.value) == "client 'a' of the ClientData has no examples: leave it out of it"
 
 
+@pytest.mark.parametrize("key", ["pixels", "label"])
+def test_values_that_are_not_finite_are_refused(key: str) -> None:
+    import tensorflow_federated as tff
+
+    arrays = {"pixels": np.ones((2, 3), np.float32), "label": np.zeros(2, np.float32)}
+    arrays[key][1] = np.nan
+    data = tff.simulation.datasets.TestClientData({"writer 1": collections.OrderedDict(arrays)})
+    with pytest.raises(InputError) as caught:
+        from_client_data(data, "pixels", "label")["writer_1"]
+    assert str(caught.value) == (
+        "client 'writer 1' of the ClientData has values that are not finite: leave those out of it"
+    )
+
+
 def test_the_script_of_the_page_on_data(client_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow_federated as tff
 

@@ -8,14 +8,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cli import reproduce as command
 from cli.main import main
 from device_runtime.errors import InputError
+from device_runtime.work import ClientWork
+from tff_sim.experiments.data_settings import Data
+from tff_sim.experiments.experiment import Experiment
 from tff_sim.experiments.file import load_experiment
 from tff_sim.experiments.reproduce import FIGURES, TABLES, chosen_rows, write_figure, write_report
 from tff_sim.experiments.reproduce.report import best_so_far
+from tff_sim.experiments.reproduce.rows import Row
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
@@ -180,6 +185,27 @@ def test_the_rows_are_listed_and_wrong_ones_named(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == f"pocketfed: {wrong}\n"
     assert main(["reproduce", "codecs", "--sweep", "--lr", "0.1"]) == 2
     assert "--sweep searches the learning rate, --lr gives it" in capsys.readouterr().err
+
+
+def test_a_sweep_that_diverges_at_each_rate_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "digits").mkdir()
+    rng = np.random.default_rng(0)
+    x, y = rng.random((20, 8, 8, 1), np.float32), rng.integers(0, 10, 20, np.int32)
+    for name in ("a", "_test"):
+        np.savez(tmp_path / "digits" / f"{name}.npz", x=x, y=y)
+    data, work = Data(dataset="npz", partition="natural"), ClientWork(learning_rate=1e30)
+    row = Row("q8", "digits", "digits", Experiment(rounds=2, data=data, work=work), {0.97: None}, None)
+    monkeypatch.setattr("tff_sim.experiments.reproduce.chosen_rows", lambda table, rows: [row])
+    arguments = ["reproduce", "codecs", "--row", "q8", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")]
+    assert main([*arguments, "--sweep"]) == 1
+    output = capsys.readouterr()
+    assert output.out.count("diverged") == 5
+    assert output.err.splitlines()[-2:] == [
+        "q8: the training diverged at each rate from 2.154e+29 to 4.642e+30",
+        "pocketfed: the training diverged in q8: give a lower --lr",
+    ]
 
 
 @pytest.mark.data

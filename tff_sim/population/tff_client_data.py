@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
+from device_runtime.tensors import is_finite
 from tff_sim.client_names import ClientNames, ListedNames
 from tff_sim.datasets.dataset import device_names
 from tff_sim.label_counts import MOST_LABELS, Counts
@@ -58,7 +59,11 @@ class ClientDataPopulation(Population):
                 f"client {name!r}: no {self._keys[0]!r} or {self._keys[1]!r} in its examples, which have {known}"
             ) from None
         found = Examples(x, y)
-        return self._prepare(found) if self._prepare else found
+        if self._prepare:
+            found = self._prepare(found)
+        if not (is_finite(found.x) and is_finite(found.y)):
+            raise InputError(f"client {name!r} of the ClientData has values that are not finite: leave those out of it")
+        return found
 
     @cached_property
     def _table(self) -> tuple[npt.NDArray[np.int64], Counts | None]:
@@ -98,6 +103,7 @@ def from_client_data(
             ``lambda found: Examples(found.x[..., None], found.y)``.
 
     Raises:
-        InputError: there are no clients; later, that a client has no examples, or none of these keys.
+        InputError: there are no clients; later, that a client has no examples, none of these keys, or values that are
+            not finite.
     """
     return ClientDataPopulation(client_data, x, y, prepare)
