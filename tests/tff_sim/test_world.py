@@ -120,6 +120,17 @@ def test_availability_follows_the_hour_and_the_labels() -> None:
     assert (counted[[12, 18, 0, 6], [0, 1, 2, 3]] / 5000 < 0.03).all()
 
 
+@pytest.mark.parametrize(("share", "concentration"), [(0.3, 2), (0.6, 2), (0.95, 2), (0.3, 10), (0.3, 50), (0.99, 50)])
+def test_over_a_day_the_share_is_there_though_nobody_is_more_often_than_always(
+    share: float, concentration: float
+) -> None:
+    """With a share of 0.6 and the default concentration, the chance would be 1.9 at the peak."""
+    world = World(availability=Availability(share=share, concentration=concentration))
+    plan = world_planner(world, _population(20_000, classes=10), 1.0, 1, 3)
+    there = sum(plan(hour).counts["available"] for hour in range(24, 48))
+    assert there / (24 * 20_000) == pytest.approx(share, abs=0.005)
+
+
 def test_without_the_correlation_every_label_has_the_same_hours() -> None:
     world = World(availability=Availability(share=0.3, label_hours=0, noise_hours=1))
     population = _population(8000, classes=4)

@@ -14,9 +14,9 @@ FAULTS = ("nan", "scaled", "sign-flipped")
 class Availability:
     """When clients are there: more often around an hour of the day that their data goes with.
 
-    The chance to be available at hour h is ``share · exp(κ·cos(2π(h − peak)/24)) / I₀(κ)``, at most 1: over the day the
-    mean is `share`. The dominant labels' peaks are spread over the day, so that the cohorts of an hour see some labels
-    more than others.
+    The chance to be available at hour h is ``a · exp(κ·cos(2π(h − peak)/24)) / I₀(κ)``, at most 1. Over the day
+    its mean is `share`: a is the share, or more where the chance would be above 1 at some hours. The dominant labels'
+    peaks are spread over the day, so that the cohorts of an hour see some labels more than others.
 
     Attributes:
         share: mean share of the clients that is available; 1 is everybody, always.

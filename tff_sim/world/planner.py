@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from tff_sim.plan import Planner, RoundPlan, cohort_size
 from tff_sim.population import Population
-from tff_sim.world.description import Faults, World
+from tff_sim.world.description import Availability, Faults, World
 
 # What a generator is for. The first, 0, is `tff_sim.plan.random_cohorts`'s: the selection.
 _SELECTION, _PRESENCE, _DROP_OUT, _DURATION, _CORRUPTION, _PEAK, _DEVICE, _MALICE = range(8)
 _ALWAYS = 0  # no round: what a client has for good
+_MINUTES = 24 * 60
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def world_planner(world: World, clients: ClientTraits, fraction: float, epochs: 
     count, goal = len(clients.names), cohort_size(len(clients.names), fraction)
     wanted = math.ceil(world.over_selection * goal - 1e-9)
     peaks = _peaks(world, clients, seed)
+    level = _level(world.availability)
     stragglers = world.stragglers
     device_factor = np.exp(stragglers.device_spread * _generator(seed, _ALWAYS, _DEVICE).standard_normal(count))
     per_example = stragglers.seconds_per_example * epochs * device_factor
@@ -76,7 +78,7 @@ def world_planner(world: World, clients: ClientTraits, fraction: float, epochs: 
     malicious[_generator(seed, _ALWAYS, _MALICE).permutation(count)[: round(world.faults.malicious * count)]] = True
 
     def plan(number: int) -> RoundPlan:
-        available = _available(world, peaks, count, number, seed)
+        available = _available(world, level, peaks, count, number, seed)
         chosen = _generator(seed, number, _SELECTION).choice(len(available), min(wanted, len(available)), replace=False)
         selected = available[chosen]
         stays = _generator(seed, number, _DROP_OUT).random(len(selected)) >= world.drop_out
@@ -123,15 +125,38 @@ def _peaks(world: World, clients: ClientTraits, seed: int) -> npt.NDArray[np.flo
 
 
 def _available(
-    world: World, peaks: npt.NDArray[np.float64], count: int, number: int, seed: int
+    world: World, level: float, peaks: npt.NDArray[np.float64], count: int, number: int, seed: int
 ) -> npt.NDArray[np.int64]:
     availability = world.availability
     if availability.share == 1:
         return np.arange(count)
     hour = number * availability.round_minutes / 60
-    kappa = availability.concentration
-    chance = availability.share * np.exp(kappa * np.cos((hour - peaks) * (2 * math.pi / 24))) / np.i0(kappa)
+    chance = _chances(level, availability.concentration, hour - peaks)
     return np.flatnonzero(_generator(seed, number, _PRESENCE).random(count) < chance)
+
+
+def _chances(level: float, kappa: float, hours: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The chance to be there so many hours after the peak; above 1 is 1."""
+    chances: npt.NDArray[np.float64] = level * np.exp(kappa * np.cos(hours * (2 * math.pi / 24))) / np.i0(kappa)
+    return chances
+
+
+def _level(availability: Availability) -> float:
+    """The `level` of `_chances` whose mean over the day is the share, though none counts for more than 1."""
+    share, day = availability.share, np.arange(_MINUTES) / 60
+    if share == 1:
+        return share  # everybody, which no level reaches
+    curve = _chances(1.0, availability.concentration, day)
+    if share * curve[0] <= 1:
+        return share  # the curve's own mean is 1
+    low, high = share, 1 / float(curve.min())
+    for _ in range(100):  # a factor of e**100 is halved, as a power, until it is 1 to the last bit
+        middle = math.sqrt(low * high)
+        if np.minimum(middle * curve, 1).mean() < share:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def _factors(faults: Faults, malicious: npt.NDArray[np.bool_], corrupt: npt.NDArray[np.bool_]) -> list[float]:
