@@ -153,6 +153,12 @@ def test_the_smallest_alpha_gives_each_label_to_one_client() -> None:
         assert sum(sizes) - max(sizes) <= 20  # but for the examples of those who would have got none
 
 
+def test_the_largest_alpha_gives_everybody_the_same_mixture() -> None:
+    for alpha in (1e12, 1e308):
+        hands = Dirichlet(alpha).deal(np.repeat(np.arange(10), 200), 20, np.random.default_rng(0))
+        assert [np.bincount(hand // 200).tolist() for hand in hands] == [[10] * 10] * 20
+
+
 def test_dirichlet_s_shares_have_the_distribution_s_mean_and_variance() -> None:
     # One label, 2 clients: the first one's share is Beta(α, α), of mean 1/2 and variance 1/(4·(2α + 1)).
     labels = np.zeros(2000, np.int32)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from device_runtime.errors import InputError
 
 _LEAST_ALPHA = 1e-6  # each label's examples have gone to one client long before; NumPy draws for ever below 1e-8
+_MOST_ALPHA = 1e300  # shares are alike long before; NumPy divides by a sum over all clients, which is to be finite
 
 _LARGEST = 2**63  # of a whole number in the place of a real one: JSON has larger ones than float64
 
@@ -110,7 +111,7 @@ class Dirichlet(Scheme):
         owners = np.empty(len(labels), np.int64)
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
-            shares = rng.dirichlet(np.full(clients, self.alpha))
+            shares = rng.dirichlet(np.full(clients, min(self.alpha, _MOST_ALPHA)))
             owners[members] = np.repeat(np.arange(clients), _sizes(shares, len(members)))
         sizes = np.bincount(owners, minlength=clients)
         for client in np.flatnonzero(sizes == 0):
