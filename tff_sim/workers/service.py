@@ -55,6 +55,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        known = isinstance(error, socket.gaierror)
-        reason = error.strerror if known else os.strerror(error.errno or 0)  # without what Python adds to it
+        # Without what Python adds to it; numbers below 0 are of a name that is no address.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else "the host is unknown"
         raise InputError(f"can't listen on {Address(host, port)}: {reason}; choose another --port or --bind") from error
