@@ -232,7 +232,8 @@ def test_a_round_of_a_large_population_makes_no_object_a_client() -> None:
         (lambda: Faults(corrupt=2), "world: corrupt should be from 0 to 1, not 2"),
         (lambda: Faults(malicious=-1), "world: malicious should be from 0 to 1, not -1"),
         (lambda: Faults(corrupt_kind="x"), "world: corrupt_kind should be one of nan, scaled, sign-flipped, not 'x'"),
-        (lambda: Faults(scale=math.nan), "world: scale should be finite, not nan"),
+        (lambda: Faults(scale=math.nan), "world: scale should be finite in float32, not nan"),
+        (lambda: Faults(scale=-1e39), "world: scale should be finite in float32, not -1e+39"),
     ],
 )
 def test_numbers_out_of_range_are_named(make: type[World], message: str) -> None:

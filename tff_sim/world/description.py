@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from device_runtime.errors import InputError
 
 FAULTS = ("nan", "scaled", "sign-flipped")
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32, in which updates are
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Faults:
         _check(0 <= self.malicious <= 1, "malicious", "from 0 to 1", self.malicious)
         for name in ("corrupt_kind", "malicious_kind"):
             _check(getattr(self, name) in FAULTS, name, f"one of {', '.join(FAULTS)}", getattr(self, name))
-        _check(_is_finite(self.scale), "scale", "finite", self.scale)
+        _check(abs(self.scale) <= _LARGEST, "scale", "finite in float32", self.scale)  # NaN is not, either
 
     def factor(self, kind: str) -> float:
         """What an update of this kind of fault is multiplied by."""
