@@ -174,6 +174,34 @@ def test_a_worker_that_is_lost_in_a_round_changes_nothing(
         assert _same_bits(again.weights, undisturbed.weights)
 
 
+def test_another_service_in_a_lost_worker_s_place_stays_out(
+    engine: ProcessEngine, clients: dict[str, Examples]
+) -> None:
+    notices: list[str] = []
+    here, there = Host("127.0.0.2"), Host("127.0.0.3")
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(worker_on(here))
+        second = stack.enter_context(worker_on(there))
+        stack.enter_context(remote_workers(workers_at((first, second), silence=10), notices.append))
+        _kill(second)
+        _rounds(engine, clients, SHORT, [1])
+        reason = "the connection broke off"
+        lost = f"worker {second.address} is lost: {reason}; its share of the round goes to {first.address}"
+        assert notices == [lost]
+        asked: list[str] = []
+        with _other_grpc_server(str(second.address), asked.append):
+            end = time.monotonic() + 60
+            while not any("Executor" in method for method in asked) and time.monotonic() < end:
+                _rounds(engine, clients, SHORT, [1])
+            _rounds(engine, clients, SHORT, [1])
+        assert notices == [lost]
+        stack.enter_context(worker_on(there))
+        end = time.monotonic() + 60
+        while notices == [lost] and time.monotonic() < end:
+            _rounds(engine, clients, SHORT, [1])
+        assert notices == [lost, f"worker {second.address} is back"]
+
+
 def test_a_share_that_takes_too_long_everywhere_ends_the_run(
     engine: ProcessEngine, clients: dict[str, Examples], pair: tuple[RunningWorker, RunningWorker]
 ) -> None:
@@ -321,10 +349,22 @@ def _silent_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+class _Listening(grpc.GenericRpcHandler):
+    """Has no method, and tells of those that are asked for."""
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        self._told = told
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:
+        self._told(handler_call_details.method)
+
+
 @contextlib.contextmanager
-def _other_grpc_server() -> Iterator[int]:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
+def _other_grpc_server(
+    address: str = "127.0.0.1:0", told: Callable[[str], None] = lambda method: None
+) -> Iterator[int]:
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[_Listening(told)])
+    port = server.add_insecure_port(address)
     server.start()
     try:
         yield port

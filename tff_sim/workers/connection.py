@@ -73,6 +73,10 @@ class WorkerConnection:
         """Whether the connection stands at this moment."""
         return bool(self._stub.is_ready)
 
+    def connect(self) -> None:
+        """Try again, which gRPC does of itself only where no connection has stood yet, or where there is a call."""
+        self._channel.connect()
+
     def check(self) -> None:
         """Ask what only TFF's workers can answer.
 
@@ -202,6 +206,12 @@ class _WatchedChannel:
                 raise self._gone(self._reason(error)) from error
 
         return call
+
+    def connect(self) -> None:
+        def ignore(state: grpc.ChannelConnectivity) -> None: ...
+
+        self._channel.subscribe(ignore, try_to_connect=True)
+        self._channel.unsubscribe(ignore)
 
     def close(self) -> None:
         self._channel.close()

@@ -128,7 +128,15 @@ class _Worker:
 
     def return_if_ready(self) -> bool:
         """Whether it was lost and is not any more."""
-        if not self.lost or not self._connection.is_ready:
+        if not self.lost:
+            return False
+        if not self._connection.is_ready:
+            self._connection.connect()
+            return False
+        try:
+            self._connection.check()
+        except NetworkError:  # something else listens there now, until a worker does again
+            self.lose()
             return False
         self.lost = False
         return True
