@@ -353,3 +353,12 @@ def test_a_client_without_examples_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         client_dataset(nothing, WORK, 0)
     assert str(caught.value) == ("a client without examples can't take part in a round; leave it out of the cohort")
+
+
+@pytest.mark.parametrize("labels", [11, 13])
+def test_a_client_needs_as_many_labels_as_examples(clients: dict[str, Examples], labels: int) -> None:
+    # TensorFlow would train with more of them, each beside another example's features.
+    unequal = Examples(clients["uneven"].x, np.zeros(labels, np.int32))
+    with pytest.raises(InputError) as caught:
+        client_dataset(unequal, WORK, 0)
+    assert str(caught.value) == f"a client has 12 rows of x and {labels} of y; expected as many of both"

@@ -271,6 +271,13 @@ def test_too_few_or_too_many_clients_are_refused(name: str, clients: int) -> Non
     assert _refusal(_data(10), scheme(name), clients) == str(caught.value)
 
 
+@pytest.mark.parametrize("labels", [9, 11])
+def test_features_without_labels_are_not_left_out(labels: int) -> None:
+    with pytest.raises(InputError) as caught:
+        partition(Examples(np.zeros((10, 2), np.float32), np.zeros(labels, np.int32)), "iid", 2, seed=0)
+    assert str(caught.value) == f"can't deal 10 rows of x and {labels} of y; expected as many of both"
+
+
 def test_as_many_pieces_as_examples_still_go() -> None:
     assert [len(hand) for hand in partition(_examples(10), "shards", 5, 0).values()] == [2] * 5
     for name in ("dirichlet", "log-normal", "power-law"):

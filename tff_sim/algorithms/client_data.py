@@ -37,7 +37,11 @@ def client_data_type(spec: ModelSpec) -> Any:
 
 
 def client_dataset(examples: Examples, work: ClientWork, seed: int, factor: float = 1.0) -> tf.data.Dataset:
-    """One client's data in one round, as an argument for `LearningProcess.next`: a data set of one `client_element`."""
+    """One client's data in one round, as an argument for `LearningProcess.next`: a data set of one `client_element`.
+
+    Arguments and errors are those of `client_element`. What does not have the model's types and shapes is refused by
+    `LearningProcess.next`, with a TypeError.
+    """
     return tf.data.Dataset.from_tensors(client_element(examples, work, seed, factor))
 
 
@@ -54,7 +58,7 @@ def client_element(examples: Examples, work: ClientWork, seed: int, factor: floa
         factor: what its delta is multiplied by; other than 1, it stands for a corrupt or malicious update.
 
     Raises:
-        InputError: the client has no examples.
+        InputError: the client has no examples, or not as many labels.
     """
     order, seeds = client_order(examples, work, seed)
     return collections.OrderedDict(
@@ -74,8 +78,10 @@ def client_order(
     """`order` and `seeds` of a `client_element`.
 
     Raises:
-        InputError: the client has no examples.
+        InputError: the client has no examples, or not as many labels.
     """
+    if len(examples.y) != len(examples):
+        raise InputError(f"a client has {len(examples)} rows of x and {len(examples.y)} of y; expected as many of both")
     if len(examples) == 0:
         raise InputError("a client without examples can't take part in a round; leave it out of the cohort")
     order = np.stack([epoch_order(len(examples), seed, epoch) for epoch in range(work.epochs)]).astype(np.int32)

@@ -36,7 +36,7 @@ def partition(examples: Examples, name: str, clients: int, seed: int) -> dict[st
         seed: of the shuffle; the same seed deals the same hands.
 
     Raises:
-        InputError: the name is not known, or there are too few or too many clients.
+        InputError: the name is not known, or there are too few or too many clients, or not as many labels as examples.
     """
     chosen = scheme(name)
     if name == "natural":

@@ -84,7 +84,7 @@ def deal(dataset: Dataset, scheme: Scheme, clients: int | None, seed: int) -> Pa
 
     Raises:
         InputError: the data has no natural clients to deal to, or an example has not the one label that the scheme
-            goes by, or there are too few or too many clients.
+            goes by, or there are too few or too many clients, or not as many labels as examples.
     """
     natural = isinstance(scheme, Natural)
     if natural and dataset.owners is None:
@@ -104,6 +104,8 @@ def deal(dataset: Dataset, scheme: Scheme, clients: int | None, seed: int) -> Pa
 
 def hands(examples: Examples, scheme: Scheme, clients: int, seed: int) -> list[Indices]:
     """The numbers of each client's examples, where nobody owns them by nature; else as `deal`."""
+    if len(examples.y) != len(examples):
+        raise InputError(f"can't deal {len(examples)} rows of x and {len(examples.y)} of y; expected as many of both")
     if scheme.needs_classes and (examples.y.ndim != 1 or examples.y.dtype.kind not in "iu"):
         raise InputError(
             f"partition {scheme.name!r} goes by one label an example, and here an example has"
