@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from device_runtime.errors import InputError
+
 
 @dataclass(frozen=True)
 class RoundPlan:
@@ -40,7 +42,14 @@ def random_cohorts(clients: Sequence[str], fraction: float, seed: int) -> Planne
     """m = max(C·K, 1) clients drawn without replacement, from a generator of the seed and the round alone.
 
     McMahan et al. 2017, Algorithm 1; a fraction of 0 is one client a round.
+
+    Raises:
+        InputError: the fraction is not from 0 to 1, or there are no clients.
     """
+    if not 0 <= fraction <= 1:
+        raise InputError(f"a cohort's fraction of the clients should be from 0 to 1, not {fraction}")
+    if not len(clients):
+        raise InputError("no clients to draw cohorts from: name at least one")
     size = cohort_size(len(clients), fraction)
 
     def plan(number: int) -> RoundPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from device_runtime.errors import InputError
 from tff_sim.plan import random_cohorts
 
 CLIENTS = [f"client-{index:03d}" for index in range(30)]
@@ -28,3 +29,16 @@ def test_cohorts_follow_from_seed_and_round_alone() -> None:
 def test_in_the_long_run_every_client_takes_part() -> None:
     cohort = random_cohorts(CLIENTS, 0.1, 0)
     assert {name for number in range(1, 200) for name in cohort(number).reports} == set(CLIENTS)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.01, 5, float("nan")])
+def test_a_fraction_is_a_share(fraction: float) -> None:
+    with pytest.raises(InputError) as caught:
+        random_cohorts(CLIENTS, fraction, 0)
+    assert str(caught.value) == f"a cohort's fraction of the clients should be from 0 to 1, not {fraction}"
+
+
+def test_there_is_no_cohort_of_nobody() -> None:
+    with pytest.raises(InputError) as caught:
+        random_cohorts([], 0.5, 0)
+    assert str(caught.value) == "no clients to draw cohorts from: name at least one"

@@ -129,3 +129,12 @@ def test_values_out_of_range_are_named(values: dict[str, Any], message: str) -> 
     with pytest.raises(InputError) as caught:
         Schedule(**values)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("schedule", [CONSTANT, Schedule(warmup=2), Schedule("cosine", rounds=5)], ids=str)
+@pytest.mark.parametrize("number", [0, -1])
+def test_rounds_count_from_one(schedule: Schedule, number: int) -> None:
+    # As before the end of a warm-up, the rate would be nothing, and the round without effect.
+    with pytest.raises(InputError) as caught:
+        work_of(ClientWork(), schedule)(number)
+    assert str(caught.value) == f"a schedule's rounds count from 1, not {number}: range(1, rounds + 1)"

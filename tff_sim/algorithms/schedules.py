@@ -82,7 +82,13 @@ class Schedule:
             raise InputError(f"--lr-warmup should be below --lr-rounds, {self.rounds}, not {self.warmup}")
 
     def factor(self, number: int) -> float:
-        """In the round with this number, from 1; above 0 and at most 1."""
+        """In the round with this number, from 1; above 0 and at most 1.
+
+        Raises:
+            InputError: the number is below 1.
+        """
+        if number < 1:
+            raise InputError(f"a schedule's rounds count from 1, not {number}: range(1, rounds + 1)")
         if number <= self.warmup:
             return number / (self.warmup + 1)
         since = number - self.warmup - 1
