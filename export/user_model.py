@@ -19,12 +19,10 @@ from device_runtime.tensors import DTYPES, TensorSpec, describe
 from models import ClientOptimizer, ModelSpec, trained_variables
 from models.losses import LOSSES
 from models.metrics import METRICS
+from models.omissions import CLASS_LOSSES, omission
 from models.optimizers import PLAIN_SGD
-from models.state import all_layers
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_CLASSES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
-_SQUASHING = {"softmax", "sigmoid"}
 
 
 def user_spec(
@@ -52,8 +50,8 @@ def user_spec(
     """
     if loss not in LOSSES:
         raise InputError(f"--loss {loss}: unknown; known losses: {', '.join(sorted(LOSSES))}")
-    metric = metric or ("accuracy" if loss in _CLASSES else "mean_absolute_error")
-    if metric not in METRICS or (metric == "accuracy" and loss not in _CLASSES):
+    metric = metric or ("accuracy" if loss in CLASS_LOSSES else "mean_absolute_error")
+    if metric not in METRICS or (metric == "accuracy" and loss not in CLASS_LOSSES):
         raise InputError(f"--metric {metric}: not a metric for the loss {loss}; use one of {', '.join(METRICS)}")
     make = _from_file(Path(source)) if source.endswith(".keras") else _from_function(source)
     first = _made(make, source)
@@ -147,17 +145,8 @@ def _check(model: Any, source: str, loss: str) -> None:
             raise InputError(f"{source}: weight {variable.name!r} is {variable.dtype.name}; devices train float32")
         if variable.dtype.is_floating and not np.isfinite(variable.numpy()).all():
             raise InputError(f"{source}: weight {variable.name!r} holds values that are not finite")
-    regularised = [layer.name for layer in all_layers(model) if layer.losses or layer.activity_regularizer]
-    if regularised:
-        raise InputError(f"layer {regularised[0]!r}: its regularizer is no part of what a device trains; leave it out")
-    last = model.layers[-1]
-    squashed = getattr(getattr(last, "activation", None), "__name__", "")
-    if isinstance(last, tf.keras.layers.Softmax):
-        squashed = "softmax"
-    if loss in _CLASSES and squashed in _SQUASHING:
-        raise InputError(
-            f"layer {last.name!r}: ends in {squashed}; {loss} is computed from logits: leave {squashed} out"
-        )
+    if (fault := omission(model, loss)) is not None:
+        raise InputError(fault)
 
 
 def read_representative(path: Path, spec: ModelSpec) -> npt.NDArray[Any]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from models.losses import LOSSES
+from models.metrics import METRICS
 from models.optimizers import PLAIN_SGD, ClientOptimizer
 
 
@@ -24,6 +26,9 @@ class ModelSpec:
         metric: the evaluation metric, a key of `models.metrics.METRICS`.
         source: where the architecture comes from.
         optimizer: of the client's local training; plain SGD unless said otherwise.
+
+    Raises:
+        ValueError: loss or metric is not known, or `build` is a model; one line that names it.
     """
 
     name: str
@@ -34,3 +39,12 @@ class ModelSpec:
     metric: str
     source: str
     optimizer: ClientOptimizer = PLAIN_SGD
+
+    def __post_init__(self) -> None:
+        if isinstance(self.build, tf.keras.Model):
+            raise ValueError(f"model {self.name!r}: build should be a function that makes the model, not a model")
+        for field, value, known in (("loss", self.loss, LOSSES), ("metric", self.metric, METRICS)):
+            if value not in known:
+                raise ValueError(
+                    f"model {self.name!r}: {field} should be one of {', '.join(sorted(known))}, not {value!r}"
+                )

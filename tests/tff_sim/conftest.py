@@ -18,6 +18,7 @@ if importlib.util.find_spec("tensorflow_federated") is None:
         "encoding/test_round.py",
         "test_aggregation.py",
         "test_client_data.py",
+        "test_client_model.py",
         "test_client_state.py",
         "test_cohorts.py",
         "test_device_engine.py",

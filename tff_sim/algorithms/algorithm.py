@@ -111,6 +111,8 @@ class Algorithm:
     zero_norm: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.optimizer, ServerOptimizer):
+            raise InputError(f"expected a ServerOptimizer, such as ServerOptimizer('fedadam'), not {self.optimizer!r}")
         check_choice("--aggregator", self.aggregator, AGGREGATORS)
         if self.weighting is not None:
             check_choice("--weighting", self.weighting, WEIGHTINGS)

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow_federated as tff
 
+from device_runtime.errors import InputError
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork
 from models import ModelSpec
 from tff_sim.algorithms.aggregation import build_aggregator, encoded_type
 from tff_sim.algorithms.algorithm import FED_AVG, Algorithm
+from tff_sim.algorithms.client_model import require_trainable
 from tff_sim.algorithms.client_work import build_client_work
 from tff_sim.algorithms.server_optimizer import build_finalizer
 
@@ -47,7 +49,16 @@ def build_fed_avg(
         initial_weights: w_0, float32, in the order of `models.trained_variables`.
         algorithm: what the server makes of the clients' deltas.
         in_files: the clients' data are paths of files instead, as `tff_sim.engines.shared.SharedEngine` makes them.
+
+    Raises:
+        InputError: the weights are not the model's; the model has a regularizer, or a softmax before a loss of logits;
+            `spec.build` gives the same model again; the codec is not known; or a name stands for the algorithm.
+        ValueError: a layer draws random numbers that a device can't repeat.
     """
+    require_trainable(spec, initial_weights)
+    if not isinstance(algorithm, Algorithm):
+        raise InputError(f"expected an Algorithm, such as Algorithm(ServerOptimizer('fedadam')), not {algorithm!r}")
+    initial_weights = tuple(np.asarray(value) for value in initial_weights)  # of variables, too
     weights_type = _weights_type(initial_weights)
     return tff.learning.templates.compose_learning_process(
         _start(initial_weights),

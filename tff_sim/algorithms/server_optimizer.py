@@ -13,13 +13,20 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from device_runtime.errors import InputError
 from tff_sim.algorithms.algorithm import ServerOptimizer
 
 _LEARNING_RATE = tff.learning.optimizers.LEARNING_RATE_KEY
 
 
 def build_server_optimizer(optimizer: ServerOptimizer) -> Any:
-    """A `tff.learning.optimizers.Optimizer`, which TFF's own algorithms take as `server_optimizer_fn` too."""
+    """A `tff.learning.optimizers.Optimizer`, which TFF's own algorithms take as `server_optimizer_fn` too.
+
+    Raises:
+        InputError: it is something else than a `ServerOptimizer`, such as its name.
+    """
+    if not isinstance(optimizer, ServerOptimizer):
+        raise InputError(f"expected a ServerOptimizer, such as ServerOptimizer('fedadam'), not {optimizer!r}")
     parameters = optimizer.parameters
     if optimizer.name in ("sgd", "momentum"):
         return tff.learning.optimizers.build_sgdm(parameters["learning_rate"], parameters.get("momentum"))
