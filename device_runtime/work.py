@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.errors import InputError
+from device_runtime.plain import make_plain
 
 SEED_BITS = 53  # the integers that JSON carries exactly in every language
 
@@ -38,6 +39,7 @@ class ClientWork:
     deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check(_is_int(self.epochs) and self.epochs >= 1, "epochs", "a whole number of at least 1", self.epochs)
         _check(
             self.batch_size is None or (_is_int(self.batch_size) and 1 <= self.batch_size < 2**31),

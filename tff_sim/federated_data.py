@@ -9,6 +9,7 @@ from typing import Any
 
 from device_runtime.errors import InputError
 from device_runtime.examples import Examples
+from device_runtime.plain import make_plain
 from device_runtime.tensors import identity_of, sha256
 from tff_sim import datasets
 from tff_sim.datasets import PACKED, Dataset, cifar10
@@ -42,6 +43,9 @@ class DataSpec:
     growth: Growth | None = None
     augment: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        make_plain(self, paths=("data_dir", "partition_file"))
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
 from device_runtime.errors import InputError, NetworkError
-from tff_sim.workers.addresses import Address, parse_addresses, require_reachable
+from tff_sim.workers.addresses import Address, Workers, parse_addresses, require_reachable
 
 
 def test_addresses_are_read_and_written_alike() -> None:
@@ -57,3 +58,20 @@ def test_a_host_that_nobody_knows() -> None:
     with pytest.raises(NetworkError) as caught:
         require_reachable(parse_addresses("nowhere.invalid:8000"), 5)
     assert str(caught.value).startswith("worker nowhere.invalid:8000: the host is unknown (")
+
+
+@pytest.mark.parametrize("addresses", [(), "10.0.0.2:8000", ("10.0.0.2:8000",)])
+def test_workers_are_addresses(addresses: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        Workers(addresses)
+    assert str(caught.value) == (
+        "workers should be addresses, at least one, as parse_addresses('10.0.0.2:8000,10.0.0.3:8000') gives them,"
+        f" not {addresses!r}"
+    )
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("silence", 0), ("silence", -1.0), ("limit", 0.0)])
+def test_workers_are_waited_for(name: str, seconds: float) -> None:
+    with pytest.raises(InputError) as caught:
+        Workers(parse_addresses("10.0.0.2:8000"), **{name: seconds})
+    assert str(caught.value) == f"workers: {name} should be a number of seconds above 0, not {seconds!r}"

@@ -19,7 +19,8 @@ from device_runtime.errors import InputError
 from device_runtime.examples import Examples
 from device_runtime.tensors import TensorSpec
 from device_runtime.weights import dump_weights, read_weights
-from tff_sim import Experiment, datasets
+from tff_sim import Experiment, datasets, run_experiment
+from tff_sim.experiments.data_settings import Data
 from tff_sim.experiments.evaluation import Evaluator
 from tff_sim.experiments.results import rounds_to_target
 
@@ -274,3 +275,15 @@ def test_numbers_out_of_range_are_named(changes: dict[str, float], message: str)
     with pytest.raises(InputError) as caught:
         Experiment(**changes)  # type: ignore[arg-type]
     assert str(caught.value) == message
+
+
+def test_a_script_names_its_folder_by_a_text_and_needs_an_export_for_the_device_s_engine(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    summary = run_experiment(Experiment(rounds=1, data=Data(clients=20)), folder)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    with pytest.raises(InputError) as caught:
+        run_experiment(Experiment(rounds=1, engine="device"), folder)
+    assert str(caught.value) == (
+        "engine 'device' needs make_bundle, which exports the model: take"
+        " lambda spec, folder, seed: export.bundle_writer.export_bundle(spec, folder, seed=seed).path"
+    )

@@ -19,6 +19,7 @@ from device_runtime.examples import Examples
 from tff_sim import datasets
 from tff_sim.client_names import ListedNames, NumberedNames
 from tff_sim.errors import DatasetError
+from tff_sim.federated_data import DataSpec, make_population
 from tff_sim.partition import deal, partition, scheme
 from tff_sim.plan import random_cohorts
 from tff_sim.population import (
@@ -523,3 +524,11 @@ def test_a_growing_population_gives_what_exists_in_a_round(dealt: DealtPopulatio
         assert list(growing.at(3)) == list(base)
         assert growing.sizes.tolist() == base.sizes.tolist()
         assert growing.at(2).label_counts is not None
+
+
+def test_a_folder_may_be_a_text(tmp_path: Path) -> None:
+    folder = str(tmp_path / "written")
+    write_population(folder, [("a", Examples(X, Y))], Examples(X, Y))
+    assert list(StoredPopulation(folder)) == ["a"]
+    text: Any = folder
+    assert list(make_population(DataSpec("packed", text)).clients) == ["a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import typing
 from dataclasses import fields, is_dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -336,3 +338,45 @@ def test_the_page_s_file_is_an_experiment(tmp_path: Path) -> None:
     experiment = load_experiment(path, {})
     assert (experiment.model, experiment.data.data_dir) == ("mnist_2nn", tmp_path / "mnist")
     assert experiment.world.drop_out == 0.1
+
+
+def test_numpy_s_numbers_and_paths_as_texts_are_taken() -> None:
+    plain = Experiment(
+        fraction=0.25,
+        rounds=2,
+        data=Data("mnist", Path("mnist"), clients=20, present=0.5),
+        work=ClientWork(2, 5, 0.5, 0.25, 3),
+        schedule=Schedule("cosine", final=0.5, rounds=2, warmup=1),
+        algorithm=Algorithm(ServerOptimizer("momentum", learning_rate=0.5), clip_norm=2.0),
+        world=World(drop_out=0.25, faults=Faults(corrupt=0.5)),
+    )
+    text: Any = "mnist"
+    numpys: tuple[Any, ...] = (np.float32(0.5), np.float16(0.25), np.int64(2), np.uint8(20))
+    half, quarter, two, twenty = numpys
+    given = Experiment(
+        fraction=quarter,
+        rounds=two,
+        data=Data("mnist", text, clients=twenty, present=half),
+        work=ClientWork(two, 5, half, quarter, two + 1),
+        schedule=Schedule("cosine", final=half, rounds=two, warmup=two - 1),
+        algorithm=Algorithm(ServerOptimizer("momentum", learning_rate=half), clip_norm=half * 4),
+        world=World(drop_out=quarter, faults=Faults(corrupt=half)),
+    )
+    assert dump_experiment(given) == dump_experiment(plain)
+    assert json.dumps([given.work.to_json(), given.algorithm.to_json()]) == json.dumps(
+        [plain.work.to_json(), plain.algorithm.to_json()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fraction": "0.1"}, "--fraction should be from 0 to 1, not '0.1'"),
+        ({"rounds": 3.0}, "--rounds should be a whole number, not 3.0"),
+        ({"target_accuracy": "0.9"}, "--target-accuracy should be above 0 and at most 1, not '0.9'"),
+    ],
+)
+def test_what_is_no_number_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Experiment(**changes)
+    assert str(caught.value) == message

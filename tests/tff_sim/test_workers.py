@@ -329,7 +329,7 @@ def test_a_computation_that_fails_in_a_worker_ends_the_run_in_a_line(
     message = str(caught.value)
     assert message.startswith(f"worker {pair[1].address} can't compute its share (")
     assert "far too large" in message
-    assert message.endswith("; does it run the same version?")
+    assert message.endswith("; do the examples fit the model, and does it run the same version?")
     assert "\n" not in message
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from device_runtime.errors import InputError
+from device_runtime.plain import make_plain
 from tff_sim.algorithms.checks import check_choice, check_goes_with, check_number, check_positive
 
 _MOMENTS = {"learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
@@ -61,6 +62,7 @@ class ServerOptimizer:
     tau: float | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choice("--server-optimizer", self.name, SERVER_OPTIMIZERS)
         for parameter, option in _SERVER_OPTIONS.items():
             value = getattr(self, parameter)
@@ -111,6 +113,7 @@ class Algorithm:
     zero_norm: float | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not isinstance(self.optimizer, ServerOptimizer):
             raise InputError(f"expected a ServerOptimizer, such as ServerOptimizer('fedadam'), not {self.optimizer!r}")
         check_choice("--aggregator", self.aggregator, AGGREGATORS)

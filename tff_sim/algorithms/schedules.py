@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from device_runtime.errors import InputError
+from device_runtime.plain import make_plain
 from device_runtime.work import ClientWork
 from tff_sim.algorithms.checks import check_choice, check_goes_with, check_number, check_whole
 
@@ -58,6 +59,7 @@ class Schedule:
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choice("--lr-schedule", self.name, SCHEDULES)
         for parameter, option in _OPTIONS.items():
             value = getattr(self, parameter)

@@ -33,7 +33,7 @@ PACKED = "packed"
 """What --dataset takes beside `NAMES`: it says that --data-dir is a population on disk, and is not for `load`."""
 
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
+def load(name: str, data_dir: Path | str | None = None) -> Dataset:
     """The data set with this name.
 
     Args:
@@ -59,4 +59,4 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     loader, folder = _LOADERS[name]
     if data_dir is None:
         raise DatasetError(f"data set {name!r}: --data-dir is missing; it names {folder}")
-    return loader(data_dir)
+    return loader(Path(data_dir))

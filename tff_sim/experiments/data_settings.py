@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_runtime.errors import InputError
+from device_runtime.plain import make_plain
 
 if TYPE_CHECKING:
     from tff_sim.federated_data import DataSpec
@@ -42,6 +43,9 @@ class Data:
     added: float | None = None
     deleted: float | None = None
     augment: bool = False
+
+    def __post_init__(self) -> None:
+        make_plain(self, paths=("data_dir", "partition_file"))
 
     def spec(self, seed: int) -> DataSpec:
         """What `tff_sim.federated_data.make_population` makes of it.

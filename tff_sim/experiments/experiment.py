@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from device_runtime.codec import CODECS
-from device_runtime.work import ClientWork
+from device_runtime.plain import make_plain
+from device_runtime.work import ClientWork, is_number
 from models.optimizers import PLAIN_SGD, ClientOptimizer
 from tff_sim.algorithms.algorithm import FED_AVG, Algorithm
 from tff_sim.algorithms.schedules import CONSTANT, Schedule
@@ -50,12 +51,16 @@ class Experiment:
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fraction <= 1:
-            raise SettingError("fraction", f"should be from 0 to 1, not {self.fraction}")
+        make_plain(self)
+        if not (is_number(self.fraction) and 0 <= self.fraction <= 1):
+            raise SettingError("fraction", f"should be from 0 to 1, not {self.fraction!r}")
+        if not isinstance(self.rounds, int):
+            raise SettingError("rounds", f"should be a whole number, not {self.rounds!r}")
         if self.rounds < 1:
             raise SettingError("rounds", f"should be at least 1, not {self.rounds}")
-        if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
-            raise SettingError("target_accuracy", f"should be above 0 and at most 1, not {self.target_accuracy}")
+        target = self.target_accuracy
+        if target is not None and not (is_number(target) and 0 < target <= 1):
+            raise SettingError("target_accuracy", f"should be above 0 and at most 1, not {target!r}")
         if self.engine not in ENGINES:
             raise SettingError("engine", f"should be one of {', '.join(ENGINES)}, not {self.engine!r}")
         if self.work.codec not in CODECS:

@@ -41,7 +41,7 @@ BundleMaker = Callable[[ModelSpec, Path, int], Path]
 
 def run_experiment(
     experiment: Experiment,
-    out: Path,
+    out: Path | str,
     progress: Progress = lambda row: None,
     *,
     resume: bool = False,
@@ -59,7 +59,7 @@ def run_experiment(
         resume: go on with the run that is there, as if it had never been broken off; where there is none, begin.
         overwrite: begin, also where a run was broken off.
         workers: on other machines; without them, all is computed on this one.
-        make_bundle: exports the model, for the engine ``device``.
+        make_bundle: exports the model, for the engine ``device``, which needs it.
 
     Raises:
         UnavailableError: TensorFlow Federated has no wheel for this machine.
@@ -69,10 +69,16 @@ def run_experiment(
         NetworkError: the workers are lost; the rounds before are in the files, to go on from.
     """
     require_tff()
-    if experiment.engine == "device" and (workers is not None or make_bundle is None):
-        raise InputError("--engine device trains on this machine, with the exported model: leave out --workers")
+    if experiment.engine == "device":
+        if workers is not None:
+            raise InputError("--engine device trains on this machine, with the exported model: leave out --workers")
+        if make_bundle is None:
+            raise InputError(
+                "engine 'device' needs make_bundle, which exports the model: take"
+                " lambda spec, folder, seed: export.bundle_writer.export_bundle(spec, folder, seed=seed).path"
+            )
     spec = replace(models.get(experiment.model), optimizer=experiment.optimizer)
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
     start = folder.look(experiment_tables(experiment), resume, overwrite)
     if start.summary is not None:
         return start.summary

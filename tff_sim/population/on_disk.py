@@ -38,8 +38,8 @@ class StoredPopulation(Population):
         DatasetError: a file is missing, damaged, or does not fit the others.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = folder = Path(folder)
         self.description = about = Description.load(folder)
         self._x = StoredArray.open(folder / "x.npy", about.x[0], (about.examples, *about.x[1]))
         self._y = StoredArray.open(folder / "y.npy", about.y[0], (about.examples, *about.y[1]))
@@ -131,7 +131,7 @@ class StoredPopulation(Population):
 
 
 def write_population(
-    folder: Path, clients: Iterable[tuple[str, Examples]], test: Examples | None = None, name: str = "population"
+    folder: Path | str, clients: Iterable[tuple[str, Examples]], test: Examples | None = None, name: str = "population"
 ) -> StoredPopulation:
     """Write a population, one client after the other, of which memory holds no more than one.
 
@@ -145,6 +145,7 @@ def write_population(
         InputError: the folder exists, can't be written, a name is not allowed or there twice, or a client's examples
             are of another type than the first's.
     """
+    folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder}: exists already, so that it is not overwritten; choose another folder")
     beside = folder.with_name(f"{folder.name}.new")

@@ -30,11 +30,24 @@ class Workers:
         addresses: where ``pocketfed worker`` listens.
         silence: seconds without any answer until a worker is taken for lost; also the time to connect.
         limit: seconds that a worker may take for its share of a round; None for as long as it answers otherwise.
+
+    Raises:
+        InputError: there are no addresses, or texts in their place; or a number of seconds is not above 0.
     """
 
     addresses: tuple[Address, ...]
     silence: float = 30.0
     limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.addresses or not all(isinstance(address, Address) for address in self.addresses):
+            raise InputError(
+                "workers should be addresses, at least one, as parse_addresses('10.0.0.2:8000,10.0.0.3:8000') gives"
+                f" them, not {self.addresses!r}"
+            )
+        for name, seconds in (("silence", self.silence), ("limit", self.limit)):
+            if seconds is not None and not seconds > 0:
+                raise InputError(f"workers: {name} should be a number of seconds above 0, not {seconds!r}")
 
 
 def parse_address(text: str) -> Address:

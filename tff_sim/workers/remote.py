@@ -115,7 +115,7 @@ class _Worker:
         except grpc.RpcError as error:
             raise NetworkError(
                 f"worker {self.address} can't compute its share ({error.code().name}: {first_line(error.details())});"
-                " does it run the same version?"
+                " do the examples fit the model, and does it run the same version?"
             ) from error
         finally:
             self.busy = False

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from device_runtime.errors import InputError
+from device_runtime.plain import make_plain
 
 FAULTS = ("nan", "scaled", "sign-flipped")
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32, in which updates are
@@ -34,6 +35,7 @@ class Availability:
     round_minutes: float = 60.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check(0 < self.share <= 1, "share", "above 0 and at most 1", self.share)
         _check(0 <= self.concentration <= 50, "concentration", "from 0 to 50", self.concentration)
         _check(0 <= self.label_hours <= 24, "label_hours", "from 0 to 24", self.label_hours)
@@ -60,6 +62,7 @@ class Stragglers:
     deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         seconds = self.seconds_per_example
         _check(_is_finite(seconds) and seconds > 0, "seconds_per_example", "above 0", seconds)
         for name in ("device_spread", "round_spread"):
@@ -87,6 +90,7 @@ class Faults:
     scale: float = 10.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check(0 <= self.corrupt <= 1, "corrupt", "from 0 to 1", self.corrupt)
         _check(0 <= self.malicious <= 1, "malicious", "from 0 to 1", self.malicious)
         for name in ("corrupt_kind", "malicious_kind"):
@@ -118,6 +122,7 @@ class World:
     faults: Faults = field(default_factory=Faults)
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check(1 <= self.over_selection <= 100, "over_selection", "from 1 to 100", self.over_selection)
         _check(0 <= self.drop_out <= 1, "drop_out", "from 0 to 1", self.drop_out)
 
