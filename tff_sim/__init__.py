@@ -12,32 +12,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
     from tff_sim.algorithms.client_data import client_dataset
-    from tff_sim.algorithms.fed_avg import build_fed_avg
+    from tff_sim.algorithms.fed_avg import build_fed_avg, build_server_update
+    from tff_sim.algorithms.schedules import Schedule, work_of
     from tff_sim.algorithms.server_optimizer import build_server_optimizer
+    from tff_sim.encoding.aggregator import EncodedMeanFactory
+    from tff_sim.experiments.data_settings import Data
     from tff_sim.experiments.experiment import Experiment
     from tff_sim.experiments.runner import run_experiment
     from tff_sim.workers.addresses import Workers, parse_addresses
     from tff_sim.workers.local import local_worker
     from tff_sim.workers.remote import remote_workers
+    from tff_sim.world import World
 
 __all__ = [
-    "Algorithm", "Experiment", "ServerOptimizer", "Workers",
-    "build_fed_avg", "build_server_optimizer", "client_dataset", "local_worker", "parse_addresses", "remote_workers",
-    "run_experiment",
+    "Algorithm", "Data", "EncodedMeanFactory", "Experiment", "Schedule", "ServerOptimizer", "Workers", "World",
+    "build_fed_avg", "build_server_optimizer", "build_server_update", "client_dataset", "local_worker",
+    "parse_addresses", "remote_workers", "run_experiment", "work_of",
 ]  # fmt: skip
 
 _HOMES = {
     "Algorithm": "tff_sim.algorithms.algorithm",
+    "Data": "tff_sim.experiments.data_settings",
+    "EncodedMeanFactory": "tff_sim.encoding.aggregator",
     "Experiment": "tff_sim.experiments.experiment",
+    "Schedule": "tff_sim.algorithms.schedules",
     "ServerOptimizer": "tff_sim.algorithms.algorithm",
     "Workers": "tff_sim.workers.addresses",
+    "World": "tff_sim.world",
     "build_fed_avg": "tff_sim.algorithms.fed_avg",
     "build_server_optimizer": "tff_sim.algorithms.server_optimizer",
+    "build_server_update": "tff_sim.algorithms.fed_avg",
     "client_dataset": "tff_sim.algorithms.client_data",
     "local_worker": "tff_sim.workers.local",
     "parse_addresses": "tff_sim.workers.addresses",
     "remote_workers": "tff_sim.workers.remote",
     "run_experiment": "tff_sim.experiments.runner",
+    "work_of": "tff_sim.algorithms.schedules",
 }
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import tff_sim
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,3 +57,26 @@ def test_a_tff_script_with_our_process_beside_tffs_goes_on_where_it_ended(tmp_pa
         assert list((tmp_path / name / "events").iterdir())
     ends = [float(_rows(tmp_path / name / "metrics.csv")[-1]["accuracy"]) for name in rows]
     assert ends[0] == pytest.approx(ends[1], abs=0.1)  # the same algorithm in another order of batches
+
+
+def test_the_experiment_of_the_page_on_simulation(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "simulation.md").read_text(encoding="utf-8")
+    (script,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "run_experiment" in part)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = _rows(tmp_path / "runs" / "script" / "metrics.csv")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [row["round"] for row in rows] == ["1", "2", "3"]
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in tff_sim.__all__ if not hasattr(tff_sim, name)] == []
+    assert sorted(tff_sim.__all__) == sorted(tff_sim._HOMES)

@@ -109,18 +109,18 @@ def _batches(examples: Examples, work: ClientWork, seed: int) -> tf.data.Dataset
     return functools.reduce(lambda done, more: done.concatenate(more), batches)
 
 
-def _stock_round(clients: dict[str, Examples], initial: Weights) -> tuple[Weights, Any]:
-    """The same round by `tff.learning.algorithms.build_weighted_fed_avg`."""
+def _model_fn() -> Any:
+    return tff.learning.models.from_keras_model(
+        SPEC.build(),
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        input_spec=(SPEC.input, SPEC.label),
+    )
 
-    def model_fn() -> Any:
-        return tff.learning.models.from_keras_model(
-            SPEC.build(),
-            loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            input_spec=(SPEC.input, SPEC.label),
-        )
 
-    stock = tff.learning.algorithms.build_weighted_fed_avg(
-        model_fn,
+def _stock_round(clients: dict[str, Examples], initial: Weights, stock: Any = None) -> tuple[Weights, Any]:
+    """The same round by `tff.learning.algorithms.build_weighted_fed_avg`, or by another process of TFF's."""
+    stock = stock or tff.learning.algorithms.build_weighted_fed_avg(
+        _model_fn,
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(WORK.learning_rate),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
@@ -196,6 +196,27 @@ def test_a_proximal_term_holds_the_weights_back(
         return sum(float(((a - b) ** 2).sum()) for a, b in zip(weights, initial, strict=True))
 
     assert distance(got) < distance(free)
+
+
+def test_tff_s_own_proximal_term_is_this_one_with_the_other_sign(
+    clients: dict[str, Examples], initial: Weights
+) -> None:
+    class Turned(float):
+        def __mul__(self, other: Any) -> Any:
+            return tf.multiply(-float(self), other)
+
+    work = replace(WORK, proximal=0.5)
+    got, _ = _round(build_fed_avg(SPEC, work, initial), clients, list(clients), work)
+
+    def differs(strength: float) -> float:
+        sgdm = tff.learning.optimizers.build_sgdm
+        stock = tff.learning.algorithms.build_weighted_fed_prox(
+            _model_fn, strength, client_optimizer_fn=sgdm(WORK.learning_rate), server_optimizer_fn=sgdm(1.0)
+        )
+        return _largest_difference(got, _stock_round(clients, initial, stock)[0])
+
+    assert differs(Turned(0.5)) <= 1e-5
+    assert differs(0.5) > 1e-2
 
 
 def _two_rounds(process: Any, clients: dict[str, Examples], seed: int) -> list[EngineRound]:
