@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tff_sim.algorithms.aggregator_factory import AlgorithmFactory
     from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
     from tff_sim.algorithms.client_data import client_dataset
     from tff_sim.algorithms.fed_avg import build_fed_avg, build_server_update
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from tff_sim.world import World
 
 __all__ = [
-    "Algorithm", "Data", "EncodedMeanFactory", "Experiment", "Schedule", "ServerOptimizer", "Workers", "World",
-    "build_fed_avg", "build_server_optimizer", "build_server_update", "client_dataset", "local_worker",
-    "parse_addresses", "remote_workers", "run_experiment", "work_of",
+    "Algorithm", "AlgorithmFactory", "Data", "EncodedMeanFactory", "Experiment", "Schedule", "ServerOptimizer",
+    "Workers", "World", "build_fed_avg", "build_server_optimizer", "build_server_update", "client_dataset",
+    "local_worker", "parse_addresses", "remote_workers", "run_experiment", "work_of",
 ]  # fmt: skip
 
 _HOMES = {
     "Algorithm": "tff_sim.algorithms.algorithm",
+    "AlgorithmFactory": "tff_sim.algorithms.aggregator_factory",
     "Data": "tff_sim.experiments.data_settings",
     "EncodedMeanFactory": "tff_sim.encoding.aggregator",
     "Experiment": "tff_sim.experiments.experiment",

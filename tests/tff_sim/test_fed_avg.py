@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from device_runtime.examples import Examples
 from device_runtime.tensors import Weights
 from device_runtime.work import ClientWork, client_seed, step_seeds
 from models.training import client_step
+from tests.tff_sim.stock import stock_fed_avg, stock_model, stock_round
 from tff_sim import Algorithm, ServerOptimizer, build_fed_avg, client_dataset
 from tff_sim.algorithms.fed_avg import build_server_update
 from tff_sim.algorithms.schedules import Schedule, work_of
@@ -99,42 +99,9 @@ def _mean(values: list[Weights], weights: list[int]) -> Weights:
     return tuple(np.average(np.stack(tensors), axis=0, weights=weights) for tensors in zip(*values, strict=True))
 
 
-def _batches(examples: Examples, work: ClientWork, seed: int) -> tf.data.Dataset:
-    """The client's batches in the protocol's order, as stock TFF takes them."""
-    batches = [
-        tf.data.Dataset.from_tensors((examples.x[indices], examples.y[indices]))
-        for epoch in range(work.epochs)
-        for indices in batch_indices(len(examples), work.batch_size, seed, epoch)
-    ]
-    return functools.reduce(lambda done, more: done.concatenate(more), batches)
-
-
-def _model_fn() -> Any:
-    return tff.learning.models.from_keras_model(
-        SPEC.build(),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        input_spec=(SPEC.input, SPEC.label),
-    )
-
-
-def _stock_round(clients: dict[str, Examples], initial: Weights, stock: Any = None) -> tuple[Weights, Any]:
-    """The same round by `tff.learning.algorithms.build_weighted_fed_avg`, or by another process of TFF's."""
-    stock = stock or tff.learning.algorithms.build_weighted_fed_avg(
-        _model_fn,
-        client_optimizer_fn=tff.learning.optimizers.build_sgdm(WORK.learning_rate),
-        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
-    )
-    state = stock.set_model_weights(
-        stock.initialize(), tff.learning.models.ModelWeights(trainable=list(initial), non_trainable=[])
-    )
-    data = [_batches(examples, WORK, client_seed(WORK.seed, 1, name)) for name, examples in clients.items()]
-    output = stock.next(state, data)
-    return tuple(stock.get_model_weights(output.state).trainable), output.metrics
-
-
 def test_a_round_is_that_of_stock_tff(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
     got, metrics = _round(process, clients, list(clients), WORK)
-    want, _ = _stock_round(clients, initial)
+    want, _ = stock_round(stock_fed_avg(WORK), clients, WORK, initial)
     assert _largest_difference(want, initial) > 0.05  # the round did move the weights
     assert _largest_difference(got, want) <= 1e-5
     assert int(metrics["examples"]) == sum(SIZES.values())
@@ -211,9 +178,9 @@ def test_tff_s_own_proximal_term_is_this_one_with_the_other_sign(
     def differs(strength: float) -> float:
         sgdm = tff.learning.optimizers.build_sgdm
         stock = tff.learning.algorithms.build_weighted_fed_prox(
-            _model_fn, strength, client_optimizer_fn=sgdm(WORK.learning_rate), server_optimizer_fn=sgdm(1.0)
+            stock_model, strength, client_optimizer_fn=sgdm(WORK.learning_rate), server_optimizer_fn=sgdm(1.0)
         )
-        return _largest_difference(got, _stock_round(clients, initial, stock)[0])
+        return _largest_difference(got, stock_round(stock, clients, WORK, initial)[0])
 
     assert differs(Turned(0.5)) <= 1e-5
     assert differs(0.5) > 1e-2
@@ -364,7 +331,7 @@ def test_deltas_from_elsewhere_go_through_the_same_server(
 
 def test_its_metrics_are_in_the_places_of_tff(process: Any, clients: dict[str, Examples], initial: Weights) -> None:
     ours = process.next(process.initialize(), [client_dataset(clients["few"], WORK, 0)]).metrics
-    _, stock = _stock_round({"few": clients["few"]}, initial)
+    _, stock = stock_round(stock_fed_avg(WORK), {"few": clients["few"]}, WORK, initial)
     assert list(ours) == list(stock) == ["distributor", "client_work", "aggregator", "finalizer"]
     assert set(stock["finalizer"]) <= set(ours["finalizer"])
 
