@@ -61,7 +61,8 @@ class RunningWorker:
     def signal(self, number: signal.Signals) -> None:
         """To all of its processes at once, as when the host dies or stands still."""
         for pid in reversed(self.processes):
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended with one that was killed just before
+                os.kill(pid, number)
 
 
 def namespaces_permitted() -> bool:
