@@ -39,13 +39,11 @@ class TrainingGraph(tf.Module):
         logits: the traced graph of the forward pass in inference.
 
     Raises:
-        ExportError: the model's loss or one of its layers is not supported.
+        ExportError: one of the model's layers is not supported.
     """
 
     def __init__(self, spec: ModelSpec, model: tf.keras.Model, shared: bool = True) -> None:
         super().__init__()
-        if spec.loss not in LOSSES:
-            raise ExportError(f"model {spec.name!r}: unknown loss {spec.loss!r}; known are {', '.join(sorted(LOSSES))}")
         self.spec = spec
         self.model = model
         self._shared = shared

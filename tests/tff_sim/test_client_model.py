@@ -130,16 +130,3 @@ def test_a_name_in_the_place_of_what_it_names_is_refused() -> None:
         with pytest.raises(InputError) as caught:
             call()
         assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss": "sparse_ce"}, "loss should be one of binary_crossentropy, categorical_crossentropy, huber,"),
-        ({"metric": "acc"}, "metric should be one of accuracy, mean_absolute_error, not 'acc'"),
-        ({"build": KEPT}, "build should be a function that makes the model, not a model"),
-    ],
-)
-def test_a_spec_that_names_nothing_known_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=rf"^model 'digits_mlp': {message}"):
-        replace(models.get("digits_mlp"), **changes)
