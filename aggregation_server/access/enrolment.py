@@ -124,7 +124,7 @@ class Enrolments:
             raise InputError(f"enrolment codes: hours should be above 0 and at most a year, not {hours}")
         if client is not None and (not re.fullmatch(CLIENT_NAME, client) or client in PEOPLE):
             raise InputError(f"enrolment codes: client should be a device's name, not {client!r}")
-        codes = [secrets.token_urlsafe(18) for _ in range(count)]
+        codes = [_new_code() for _ in range(count)]
         with self._store.ledger(self._task.round) as ledger:
             expires = ledger.fleet.clock + 3600 * hours
             rows = [{"code": hashed(code), "expires": expires, "client": client} for code in codes]
@@ -177,3 +177,10 @@ def _state(row: Any) -> str:
     if row.revoked is not None:
         return "revoked"
     return "enrolled" if row.seen is None else "active"
+
+
+def _new_code() -> str:
+    while True:
+        code = secrets.token_urlsafe(18)
+        if not code.startswith("-"):  # or the command line of the device takes it for an option
+            return code

@@ -86,6 +86,12 @@ def test_what_is_no_secret(make_fleet: Make, secret: str) -> None:
     assert enrol(fleet, code, "new", "x" * 32) == DONE
 
 
+def test_no_code_looks_like_an_option_of_a_command_line(make_fleet: Make) -> None:
+    codes = make_fleet().enrolments.new_codes(2000, 24)  # of which 31 would, drawn without a look at them
+    assert len(set(codes)) == 2000
+    assert not [code for code in codes if code.startswith("-")]
+
+
 def test_without_a_code_nobody_enrols_but_where_anybody_may(make_fleet: Make) -> None:
     fleet = make_fleet()
     for code in ("", "guessed", "x" * 24):
