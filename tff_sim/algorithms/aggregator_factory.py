@@ -12,6 +12,7 @@ from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
 from tff_sim.algorithms.aggregation import build_aggregator
 from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
+from tff_sim.encoding.aggregator import is_list_of_float32
 
 _UNCODED = ClientWork()  # codec f32
 
@@ -51,7 +52,7 @@ class AlgorithmFactory(tff.aggregators.WeightedAggregationFactory):
         Raises:
             TypeError: the values are no list of float32 tensors, or the weights no float32.
         """
-        if weight_type != tff.TensorType(np.float32) or not _is_list_of_float32(value_type):
+        if weight_type != tff.TensorType(np.float32) or not is_list_of_float32(value_type):
             raise TypeError(
                 f"expected a list of float32 tensors and weights of float32, not {value_type} and {weight_type}"
             )
@@ -70,10 +71,3 @@ class AlgorithmFactory(tff.aggregators.WeightedAggregationFactory):
             return inner.next(state, tff.federated_map(reported, (values, weights)), weights)
 
         return tff.templates.AggregationProcess(inner.initialize, next_fn)
-
-
-def _is_list_of_float32(value_type: Any) -> bool:
-    return isinstance(value_type, tff.StructType) and all(
-        name is None and isinstance(element, tff.TensorType) and element.dtype == np.float32
-        for name, element in tff.structure.iter_elements(value_type)
-    )

@@ -177,18 +177,22 @@ def _size(shapes: list[tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
+def is_list_of_float32(type_spec: Any) -> bool:
+    """Whether a TFF type is a list of float32 tensors, at least one, as weights and deltas are."""
+    elements = tff.structure.to_elements(type_spec) if isinstance(type_spec, tff.StructType) else []
+    return bool(elements) and all(
+        name is None and isinstance(tensor, tff.TensorType) and tensor == tff.TensorType(np.float32, tensor.shape)
+        for name, tensor in elements
+    )
+
+
 def _shapes(value_type: Any) -> list[tuple[int, ...]]:
     """The shapes of a delta's tensors."""
     fields = dict(tff.structure.to_elements(value_type)) if isinstance(value_type, tff.StructType) else {}
-    delta = tff.structure.to_elements(fields["delta"]) if isinstance(fields.get("delta"), tff.StructType) else []
     if (
         list(fields) != ["delta", "seed"]
         or fields["seed"] != tff.TensorType(np.int64)
-        or not delta
-        or not all(
-            name is None and isinstance(tensor, tff.TensorType) and tensor == tff.TensorType(np.float32, tensor.shape)
-            for name, tensor in delta
-        )
+        or not is_list_of_float32(fields["delta"])
     ):
         raise TypeError(f"expected values of the type <delta=<float32[...],...>,seed=int64>, not {value_type}")
-    return [tuple(tensor.shape) for _, tensor in delta]
+    return [tuple(tensor.shape) for tensor in fields["delta"]]
