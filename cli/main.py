@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
@@ -26,16 +22,13 @@ from cli.serve import serve
 from cli.signing import keygen, sign, verify
 from cli.simulate import simulate
 from cli.sweep import sweep
+from cli.termination import TerminatedError, terminable
 from cli.worker import worker
 from device_runtime import __version__
 from device_runtime.errors import PocketfedError
 
 _INTERRUPTED = 130
 _TERMINATED = 143
-
-
-class _TerminatedError(BaseException):
-    """Like a KeyboardInterrupt, so that what is underway cleans up behind it."""
 
 
 @click.group(
@@ -73,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A filter, because absl sets its logger's level anew when it is imported.
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
-        with _terminable():
+        with terminable():
             return int(app.main(arguments, prog_name="pocketfed", standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
@@ -84,29 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("pocketfed: interrupted", err=True)
         return _INTERRUPTED
-    except _TerminatedError:
+    except TerminatedError:
         click.echo("pocketfed: terminated", err=True)
         return _TERMINATED
     except LookupError as error:
         return _unknown_model(error)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, which `timeout`, systemd and Kubernetes send, would leave temporary files behind: it raises instead."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it to the process and then to its group
-        raise _TerminatedError
-
-    if threading.current_thread() is not threading.main_thread():  # no other may say what a signal does
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _unknown_model(error: LookupError) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cli.termination import raise_if_asked
+
 
 @contextlib.contextmanager
 def round_progress(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
@@ -17,7 +19,7 @@ def round_progress(title: str, total: int) -> Iterator[Callable[[int, str], None
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda done, figures: console.print(f"{title} {done}/{total}  {figures}", highlight=False)
+        yield _step(lambda done, figures: console.print(f"{title} {done}/{total}  {figures}", highlight=False))
         return
     columns = (
         TextColumn(title),
@@ -28,4 +30,12 @@ def round_progress(title: str, total: int) -> Iterator[Callable[[int, str], None
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, figures="")
-        yield lambda done, figures: bar.update(task, completed=done, figures=figures)
+        yield _step(lambda done, figures: bar.update(task, completed=done, figures=figures))
+
+
+def _step(show: Callable[[int, str], None]) -> Callable[[int, str], None]:
+    def show_and_go_on(done: int, figures: str) -> None:
+        show(done, figures)
+        raise_if_asked()
+
+    return show_and_go_on

@@ -233,14 +233,17 @@ def test_a_termination_leaves_nothing_behind_but_the_run(engine: str, tmp_path: 
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(temporary)}, cwd=Path(__file__).parents[2],
     ) as process:  # fmt: skip
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.split()[1:2] == ["3/100000"]:
-                break
-        assert list(temporary.glob("pocketfed-*"))
-        process.terminate()
-        *_, last = process.stderr
-        assert (process.wait(120), last) == (143, "pocketfed: terminated\n")
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.split()[1:2] == ["3/100000"]:
+                    break
+            assert list(temporary.glob("pocketfed-*"))
+            process.terminate()
+            *_, last = process.stderr
+            assert (process.wait(120), last) == (143, "pocketfed: terminated\n")
+        finally:
+            process.kill()  # it would run for an hour
     assert list(temporary.glob("pocketfed-*")) == []  # TensorFlow has a cache of its own there
     done = len(_rows(out))
     assert done >= 3
