@@ -38,6 +38,8 @@ class _WrittenBatchSize(BatchSize):
 
 _TRAINING = (
     Setting("--model", "model", str, "digits_mlp", MODEL_HELP),
+    Setting("--keras", "keras.source", str, None, "A model of your own, FILE.keras or MODULE:FUNCTION."),
+    Setting("--loss", "keras.loss", str, None, "Of your own model, such as sparse_categorical_crossentropy."),
     Setting("--fraction", "fraction", float, 0.1, "C, the share of clients in a round; 0 is one."),
     Setting("--rounds", "rounds", int, 100, "At most so many rounds."),
     Setting("--target-accuracy", "target_accuracy", float, None, "Stop when the test accuracy reaches it."),
@@ -167,6 +169,19 @@ def experiment_of(config: Path | None, settings: Mapping[str, Any]) -> Experimen
             if not holds(experiment):
                 raise InputError(f"{setting.flag} has no effect without {other}: leave it out, or give that too")
     return experiment
+
+
+def own_model(experiment: Experiment) -> ModelSpec | None:
+    """The user's own model that the experiment names, if it does.
+
+    Raises:
+        InputError: it can't be loaded, or is not one that a device could train.
+    """
+    if experiment.keras is None:
+        return None
+    from export.user_model import user_spec
+
+    return user_spec(experiment.keras.source, experiment.keras.loss, experiment.model or None)
 
 
 def export_for_engine(spec: ModelSpec, folder: Path, seed: int) -> Path:

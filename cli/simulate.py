@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli.experiment_options import SectionedCommand, experiment_of, experiment_options, export_for_engine
+from cli.experiment_options import SectionedCommand, experiment_of, experiment_options, export_for_engine, own_model
 from cli.options import JSON, print_json
 from cli.worker_options import chosen_workers, worker_options
 
@@ -39,6 +39,7 @@ def simulate(
     \b
     pocketfed simulate --rounds 50 --clients 20 --fraction 0.25
     pocketfed simulate --model mnist_2nn --dataset mnist --data-dir MNIST --target-accuracy 0.97
+    pocketfed simulate --keras my.keras --loss sparse_categorical_crossentropy --dataset npz --data-dir CLIENTS
     pocketfed simulate --config runs/latest/experiment.toml --lr 0.2 --out runs/faster
     """
     from cli.progress import round_progress
@@ -51,6 +52,7 @@ def simulate(
     from tff_sim.experiments.runner import run_experiment
 
     experiment = experiment_of(config, settings)
+    own = own_model(experiment)
     with round_progress("simulating", experiment.rounds) as progress:
         summary = run_experiment(
             experiment,
@@ -62,6 +64,7 @@ def simulate(
             overwrite=overwrite,
             workers=remote,
             make_bundle=export_for_engine,
+            own=own,
         )
     if as_json:
         print_json(summary)

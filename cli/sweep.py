@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.experiment_options import SectionedCommand, experiment_of, experiment_options, export_for_engine
+from cli.experiment_options import SectionedCommand, experiment_of, experiment_options, export_for_engine, own_model
 from cli.options import JSON, print_json
 from cli.worker_options import chosen_workers, worker_options
 
 if TYPE_CHECKING:
+    from models import ModelSpec
     from tff_sim.experiments.experiment import Experiment
     from tff_sim.workers.addresses import Workers
 
@@ -52,10 +53,15 @@ def sweep(
 
     require_tff()
     remote = chosen_workers(workers, worker_timeout, round_timeout)
+    from tff_sim.experiments.own_model import with_model
     from tff_sim.experiments.sweep import learning_rates, run_sweep
 
     rates = learning_rates(lowest, highest, int(per_decade))
-    content = run_sweep(experiment_of(config, settings), rates, out, resuming(remote), prune)
+    experiment = experiment_of(config, settings)
+    own = own_model(experiment)
+    if own is not None:
+        experiment = with_model(experiment, own)
+    content = run_sweep(experiment, rates, out, resuming(remote, own), prune)
     if as_json:
         print_json(content)
     else:
@@ -66,7 +72,9 @@ def sweep(
         raise DivergedError(f"the training diverged at each rate up to --highest {highest:g}: give a lower --lowest")
 
 
-def resuming(workers: Workers | None = None) -> Callable[[Experiment, Path], dict[str, Any]]:
+def resuming(
+    workers: Workers | None = None, own: ModelSpec | None = None
+) -> Callable[[Experiment, Path], dict[str, Any]]:
     """A function that runs an experiment in a folder, or goes on with it there, and shows its progress."""
 
     def run(experiment: Experiment, out: Path) -> dict[str, Any]:
@@ -81,6 +89,7 @@ def resuming(workers: Workers | None = None) -> Callable[[Experiment, Path], dic
                 resume=True,
                 workers=workers,
                 make_bundle=export_for_engine,
+                own=own,
             )
 
     return run

@@ -23,6 +23,7 @@ from cli.simulate import simulate
 from device_runtime.codec import CODECS
 from device_runtime.errors import InputError
 from device_runtime.work import ClientWork
+from models.losses import LOSSES
 from models.optimizers import ClientOptimizer
 from tff_sim.algorithms import algorithm, schedules
 from tff_sim.algorithms.algorithm import Algorithm, ServerOptimizer
@@ -30,6 +31,7 @@ from tff_sim.algorithms.schedules import Schedule
 from tff_sim.experiments.data_settings import Data
 from tff_sim.experiments.experiment import ENGINES, Experiment
 from tff_sim.experiments.file import dump_experiment, experiment_tables, load_experiment
+from tff_sim.experiments.own_model import OwnModel
 from tff_sim.experiments.settings import differences, flat, nested
 from tff_sim.world import FAULTS, Availability, Faults, Stragglers, World
 
@@ -54,6 +56,8 @@ EXPERIMENTS = st.builds(
         optimizer=st.sampled_from([ServerOptimizer(), ServerOptimizer("fedyogi", learning_rate=0.1, tau=1e-4)]),
         clip_norm=st.none() | st.floats(0.1, 10),
     ),
+    keras=st.none()
+    | st.builds(OwnModel, source=st.sampled_from(["m:f", "/a/m.keras"]), loss=st.sampled_from([*LOSSES])),
     world=st.builds(
         World,
         drop_out=st.floats(0, 1),
@@ -129,6 +133,16 @@ def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> Non
         ("[data]\npresent = 2.0", "[data] present should be from 0 to 1, not 2.0"),
         (f"x = {'[' * 10_000}", "not a TOML file: maximum recursion depth exceeded"),
         ("rounds = ", "not a TOML file: "),
+        ("[keras]\nloss = 'huber'", "[keras] source should be a .keras file or module:function, not ''"),
+        ("[keras]\nsource = 'a.keras'", "[keras] loss should be one of binary_crossentropy, categorical_"),
+        (
+            "[keras]\nsource = 'a.keras'\nloss = 'hinge'",
+            "[keras] loss should be one of binary_crossentropy, categorical_crossentropy, huber, mean_absolute_error,"
+            " mean_squared_error, sparse_categorical_crossentropy, not 'hinge'",
+        ),
+        ("[keras]\nsource = 3\nloss = 'huber'", "keras.source should be a text, not 3"),
+        ("[keras]\nmetric = 'accuracy'", "unknown key 'keras.metric'; known here: source, loss, sha256"),
+        ("keras = 'a.keras'", "keras should be a table, [keras]"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -171,7 +185,7 @@ def test_the_help_has_the_names_that_there_are() -> None:
 
 def test_every_key_of_the_file_but_a_few_has_an_option() -> None:
     keys = set(dict(flat(everything(Experiment))))
-    without = {"work.deadline_seconds", "optimizer.beta_1", "optimizer.beta_2", "optimizer.epsilon"}
+    without = {"work.deadline_seconds", "optimizer.beta_1", "optimizer.beta_2", "optimizer.epsilon", "keras.sha256"}
     assert keys - without == {setting.key for setting in experiment_options.ALL} - {"seed"} | {"work.seed"}
 
 
@@ -194,6 +208,9 @@ def test_a_flag_of_the_file_is_taken_back(tmp_path: Path) -> None:
     for flag, value in (("--no-augment", False), ("--augment", True)):
         said = simulate.make_context("simulate", [flag]).params["data__augment"]
         assert experiment_options.experiment_of(path, {"data__augment": said}).data.augment is value
+
+
+_OWN = "model = 'mine'\n[keras]\nsource = 'a.keras'\nloss = 'huber'\nsha256 = '00'"
 
 
 @pytest.mark.parametrize(
@@ -249,6 +266,19 @@ def test_a_flag_of_the_file_is_taken_back(tmp_path: Path) -> None:
             {"data": {"partition": "shards"}},
             {"data": Data(partition="shards")},
         ),
+        (_OWN, {"model": "mnist_2nn"}, {"model": "mnist_2nn"}),
+        (_OWN, {"keras": {"source": "none"}}, {}),
+        (_OWN, {"keras": {"source": "b.keras"}}, {"model": "", "keras": OwnModel("b.keras", "huber")}),
+        (
+            _OWN,
+            {"model": "named", "keras": {"source": "b.keras", "loss": "binary_crossentropy"}},
+            {"model": "named", "keras": OwnModel("b.keras", "binary_crossentropy")},
+        ),
+        (
+            "model = 'mnist_2nn'",
+            {"keras": {"source": "m:f", "loss": "huber"}},
+            {"model": "", "keras": OwnModel("m:f", "huber")},
+        ),
     ],
 )
 def test_another_choice_leaves_out_parameters_that_it_has_not(
@@ -287,10 +317,11 @@ def test_an_option_goes_with_what_gives_it_an_effect() -> None:
 
 def everything(kind: Any) -> dict[str, Any]:
     """All keys, also those whose default is None."""
-    hints = typing.get_type_hints(kind)
-    return {
-        field.name: everything(hints[field.name]) if is_dataclass(hints[field.name]) else None for field in fields(kind)
-    }
+    inner = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        tables = [part for part in (hint, *typing.get_args(hint)) if is_dataclass(part)]
+        inner[name] = everything(tables[0]) if tables else None
+    return {field.name: inner[field.name] for field in fields(kind)}
 
 
 def test_a_cosine_ends_with_the_experiment_unless_said_otherwise(tmp_path: Path) -> None:

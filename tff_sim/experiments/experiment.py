@@ -11,6 +11,7 @@ from models.optimizers import PLAIN_SGD, ClientOptimizer
 from tff_sim.algorithms.algorithm import FED_AVG, Algorithm
 from tff_sim.algorithms.schedules import CONSTANT, Schedule
 from tff_sim.experiments.data_settings import Data
+from tff_sim.experiments.own_model import OwnModel
 from tff_sim.experiments.settings import SettingError
 from tff_sim.world import World
 
@@ -22,7 +23,7 @@ class Experiment:
     """What to simulate.
 
     Attributes:
-        model: a name in the registry of `models`.
+        model: a name in the registry of `models`; with `keras` the name of that model, which may be empty for its own.
         fraction: C, the share of clients in each round; 0 is one client.
         rounds: at most so many.
         target_accuracy: stop when the test accuracy reaches it.
@@ -33,6 +34,7 @@ class Experiment:
         schedule: of their learning rate over the rounds.
         algorithm: what the server makes of their deltas; FedAvg by default.
         world: who is there, who drops out, and who does harm; nobody by default.
+        keras: a model of the user's own; None takes one of the registry.
 
     Raises:
         SettingError: a number is out of its range.
@@ -49,6 +51,7 @@ class Experiment:
     schedule: Schedule = CONSTANT
     algorithm: Algorithm = FED_AVG
     world: World = field(default_factory=World)
+    keras: OwnModel | None = None
 
     def __post_init__(self) -> None:
         make_plain(self)

@@ -15,6 +15,7 @@ from device_runtime.work import SEED_BITS, ClientWork
 from tff_sim.algorithms.algorithm import SERVER_OPTIMIZERS
 from tff_sim.algorithms.schedules import SCHEDULES
 from tff_sim.experiments.experiment import Experiment
+from tff_sim.experiments.own_model import FILE_ENDING
 from tff_sim.experiments.settings import (
     NO_FLAGS,
     NONE,
@@ -57,7 +58,8 @@ def experiment_tables(experiment: Experiment) -> dict[str, Any]:
     """The tables of its file: as in the dataclasses, but for the seed, which stands at the top."""
     data = experiment.data
     paths = {name: path.absolute() for name in _PATHS if (path := getattr(data, name)) is not None}
-    experiment = replace(experiment, data=replace(data, **paths))
+    own = None if experiment.keras is None else experiment.keras.within(Path.cwd())
+    experiment = replace(experiment, data=replace(data, **paths), keras=own)
     tables = to_tables(experiment)
     tables["work"].pop(_NOT_SIMULATED, None)
     return {_SEED: tables["work"].pop(_SEED), **tables}
@@ -69,8 +71,8 @@ def load_experiment(path: Path | None, changes: Mapping[str, Any], flags: Mappin
     Args:
         path: a TOML file; what it doesn't mention has its default. Paths in it are relative to its folder.
         changes: tables of what is to be otherwise, the command line's. Where they choose another schedule, server
-            optimiser, aggregator or partition than the file, parameters that it has not are left out of the file's;
-            and a cosine that ends with the file's last round ends with theirs.
+            optimiser, aggregator, partition or model than the file, parameters that it has not are left out of the
+            file's; and a cosine that ends with the file's last round ends with theirs.
         flags: key → its option, for messages.
 
     Raises:
@@ -100,6 +102,10 @@ def _fitting(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     if changed.get("data.partition_file", NONE) != NONE:
         for name in _OF_PARTITIONS:
             values.pop(f"data.{name}", None)
+    if "keras.source" in changed:
+        values = {key: value for key, value in values.items() if key not in ("model", "keras.sha256")}
+    elif "model" in changed:
+        values = {key: value for key, value in values.items() if not key.startswith("keras.")}
     if "rounds" in changed and values.get("schedule.rounds") == values.get("rounds"):
         values.pop("schedule.rounds", None)
     return nested(values)
@@ -112,6 +118,9 @@ def _inner(tables: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     schedule = tables.get("schedule")
     if isinstance(schedule, Mapping) and schedule.get("name") == "cosine" and schedule.get("rounds", NONE) == NONE:
         rest["schedule"] = {**schedule, "rounds": tables.get("rounds", Experiment.rounds)}
+    own = tables.get("keras")
+    if isinstance(own, Mapping):
+        rest = _with_own_model(rest, own, path)
     work = tables.get("work", {})
     if not isinstance(work, Mapping):
         return rest
@@ -130,6 +139,17 @@ def _inner(tables: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
         name = "--seed" if path is None else f"{path}: seed"
         raise InputError(f"{name} should be a whole number from 0 to 2**{SEED_BITS} - 1, not {seed!r}")
     return {**rest, "work": {**work, _SEED: seed}}
+
+
+def _with_own_model(tables: Mapping[str, Any], own: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    """The tables, with a model's path relative to the file's folder, and without a name unless they say one."""
+    said = {key: value for key, value in own.items() if value != NONE}
+    if not said or own.get("source") == NONE:
+        return {**tables, "keras": None}
+    source = said.get("source")
+    if path is not None and isinstance(source, str) and source.endswith(FILE_ENDING):
+        said["source"] = str(path.parent / Path(source).expanduser())
+    return {"model": "", **tables, "keras": said}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tff_sim.experiments.settings import differences, flat
 
 EXPERIMENT = "experiment.toml"
 SUMMARY = "summary.json"
-MAY_DIFFER = frozenset({"rounds", "target_accuracy", "data.data_dir", "data.partition_file"})
-"""Keys that may be otherwise when a run goes on: when it ends, and where its data is."""
+MAY_DIFFER = frozenset({"rounds", "target_accuracy", "data.data_dir", "data.partition_file", "keras.source"})
+"""Keys that may be otherwise when a run goes on: when it ends, and where its data and its model are."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class RunFolder:
         different = {key: values for key, values in differences(there, here).items() if key not in MAY_DIFFER}
         if different:
             told = "; ".join(
-                f"{key} is {_told(old)} there, and {_told(new)} here" for key, (old, new) in different.items()
+                "its model has other layers or weights than the one here"
+                if key == "keras.sha256" and None not in (old, new)
+                else f"{key} is {_told(old)} there, and {_told(new)} here"
+                for key, (old, new) in different.items()
             )
             advice = "choose another --out, or remove this one"
             if different.keys() == {"schedule.rounds"} and different["schedule.rounds"][0] is not None:

@@ -23,6 +23,7 @@ from tff_sim.experiments.checkpoint import Checkpoint, flatten_state, restore_st
 from tff_sim.experiments.experiment import Experiment
 from tff_sim.experiments.file import dump_experiment, experiment_tables
 from tff_sim.experiments.fit import require_fit
+from tff_sim.experiments.own_model import with_model
 from tff_sim.experiments.results import COUNTS, ResultFiles, RoundMetrics, summarise
 from tff_sim.experiments.run_folder import RunFolder, Start
 from tff_sim.federated_data import FederatedData, make_population
@@ -48,6 +49,7 @@ def run_experiment(
     overwrite: bool = False,
     workers: Workers | None = None,
     make_bundle: BundleMaker | None = None,
+    own: ModelSpec | None = None,
 ) -> dict[str, Any]:
     """Run it; the content of summary.json.
 
@@ -60,6 +62,8 @@ def run_experiment(
         overwrite: begin, also where a run was broken off.
         workers: on other machines; without them, all is computed on this one.
         make_bundle: exports the model, for the engine ``device``, which needs it.
+        own: a model that is in no registry, such as `export.user_model.user_spec` makes, in the place of the
+            experiment's; its optimizer is the experiment's. experiment.toml says so (`Experiment.keras`).
 
     Raises:
         UnavailableError: TensorFlow Federated has no wheel for this machine.
@@ -77,7 +81,11 @@ def run_experiment(
                 "engine 'device' needs make_bundle, which exports the model: take"
                 " lambda spec, folder, seed: export.bundle_writer.export_bundle(spec, folder, seed=seed).path"
             )
-    spec = replace(models.get(experiment.model), optimizer=experiment.optimizer)
+    if own is not None:
+        experiment = with_model(experiment, own)
+    elif experiment.keras is not None:
+        raise InputError(f"the experiment's model is {experiment.keras.source}: give it to run_experiment, as own")
+    spec = replace(own or models.get(experiment.model), optimizer=experiment.optimizer)
     folder = RunFolder(Path(out))
     start = folder.look(experiment_tables(experiment), resume, overwrite)
     if start.summary is not None:
