@@ -372,3 +372,23 @@ def test_a_scheme_prints_its_parameters() -> None:
         "shards (shards_per_client 3)",
         "dirichlet (alpha 0.25)",
     ]
+
+
+def test_a_script_may_name_the_scheme() -> None:
+    data = _data(40)
+    named, made = deal(data, "shards", 4, 1), deal(data, scheme("shards"), 4, 1)
+    assert named.scheme == made.scheme == Shards()
+    np.testing.assert_array_equal(named.indices, made.indices)
+    with pytest.raises(InputError, match=rf"^unknown partition 'fair'; {KNOWN}$"):
+        deal(data, "fair", 4, 1)
+
+
+def test_a_seed_below_0_is_refused() -> None:
+    owners = Owners(("a", "b"), np.array([0, 1] * 20, np.int32))
+    for dealing in (
+        lambda: partition(_examples(40), "iid", 4, -1),
+        lambda: deal(_data(40), "iid", 4, -1),
+        lambda: deal(_data(40, owners=owners), "natural", None, -1),
+    ):
+        with pytest.raises(InputError, match=r"^seed should be a whole number of at least 0, not -1$"):
+            dealing()

@@ -532,3 +532,10 @@ def test_a_folder_may_be_a_text(tmp_path: Path) -> None:
     assert list(StoredPopulation(folder)) == ["a"]
     text: Any = folder
     assert list(make_population(DataSpec("packed", text)).clients) == ["a"]
+
+
+def test_a_mapping_is_written_as_its_items_are(tmp_path: Path) -> None:
+    pairs = list(_clients(5))
+    written = write_population(tmp_path / "mapping", dict(pairs), _test())
+    assert written.identity == write_population(tmp_path / "pairs", pairs, _test()).identity
+    assert list(written.names) == [name for name, _ in pairs]

@@ -15,6 +15,7 @@ from tff_sim.client_names import ClientNames, ListedNames, NumberedNames
 from tff_sim.datasets import Dataset
 from tff_sim.label_counts import Counts, Summary, count_labels, summarise
 from tff_sim.partition.schemes import Indices, Natural, Scheme
+from tff_sim.partition.schemes import scheme as named
 
 DEFAULT_CLIENTS = 100
 
@@ -73,19 +74,21 @@ class Partition:
         }
 
 
-def deal(dataset: Dataset, scheme: Scheme, clients: int | None, seed: int) -> Partition:
+def deal(dataset: Dataset, scheme: Scheme | str, clients: int | None, seed: int) -> Partition:
     """Deal a data set's training examples.
 
     Args:
         dataset: the data.
-        scheme: how to deal them.
+        scheme: how to deal them; or the name of a scheme, with its parameters' defaults.
         clients: K; None is as many as the data has natural clients, and 100 where it has none.
-        seed: of what is random; the same one deals the same hands.
+        seed: of what is random, at least 0; the same one deals the same hands.
 
     Raises:
         InputError: the data has no natural clients to deal to, or an example has not the one label that the scheme
-            goes by, or there are too few or too many clients, or not as many labels as examples.
+            goes by, or there are too few or too many clients, or not as many labels as examples; or the name is not
+            known, or the seed below 0.
     """
+    scheme = named(scheme) if isinstance(scheme, str) else scheme
     natural = isinstance(scheme, Natural)
     if natural and dataset.owners is None:
         raise InputError(
@@ -116,14 +119,20 @@ def hands(examples: Examples, scheme: Scheme, clients: int, seed: int) -> list[I
         raise InputError(
             f"can't deal {len(examples)} examples to {clients} clients by {scheme.name!r}: change --clients"
         )
-    return scheme.deal(examples.y, clients, np.random.Generator(np.random.Philox(seed)))
+    return scheme.deal(examples.y, clients, _random(seed))
 
 
 def _natural_clients(
     scheme: Scheme, owners: npt.NDArray[np.int32], clients: int, seed: int
 ) -> tuple[list[Indices], list[int]]:
-    dealt = scheme.deal(owners, clients, np.random.Generator(np.random.Philox(seed)))
+    dealt = scheme.deal(owners, clients, _random(seed))
     return dealt, [int(owners[hand[0]]) for hand in dealt]
+
+
+def _random(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise InputError(f"seed should be a whole number of at least 0, not {seed}")
+    return np.random.Generator(np.random.Philox(seed))
 
 
 def _partition(dataset: Dataset, scheme: Scheme, seed: int, names: ClientNames, dealt: Sequence[Indices]) -> Partition:

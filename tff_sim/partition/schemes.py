@@ -178,6 +178,21 @@ SCHEMES: dict[str, type[Scheme]] = {
 }
 
 
+def scheme(name: str, **parameters: float) -> Scheme:
+    """The way to deal with this name; parameters that it has not are refused, those not given have their defaults.
+
+    Raises:
+        InputError: the name is not known, or a parameter is not of this scheme or out of range.
+    """
+    if name not in SCHEMES:
+        raise InputError(f"unknown partition {name!r}; known partitions: {', '.join(SCHEMES)}")
+    known = SCHEMES[name].__dataclass_fields__
+    for parameter in parameters:
+        if parameter not in known:
+            raise InputError(f"partition {name!r} has no --{parameter.replace('_', '-')}: leave it out")
+    return SCHEMES[name](**parameters)
+
+
 def scheme_from_json(value: Any, where: str) -> Scheme:
     """Read what `Scheme.to_json` wrote; `InputError`, which names `where`, if it is something else."""
     kind = None

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +131,17 @@ class StoredPopulation(Population):
 
 
 def write_population(
-    folder: Path | str, clients: Iterable[tuple[str, Examples]], test: Examples | None = None, name: str = "population"
+    folder: Path | str,
+    clients: Iterable[tuple[str, Examples]] | Mapping[str, Examples],
+    test: Examples | None = None,
+    name: str = "population",
 ) -> StoredPopulation:
     """Write a population, one client after the other, of which memory holds no more than one.
 
     Args:
         folder: to make; it must not exist. What an interrupted writing left in ``FOLDER.new`` is removed.
-        clients: names, as devices check in with, and at least one example each, all of one type and shape.
+        clients: names, as devices check in with, and at least one example each, all of one type and shape; pairs, or a
+            mapping.
         test: to test the global model with.
         name: of the data set.
 
@@ -152,7 +156,7 @@ def write_population(
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        _write(beside, clients, test, name)
+        _write(beside, clients.items() if isinstance(clients, Mapping) else clients, test, name)
         beside.replace(folder)
     except OSError as error:
         raise InputError(f"{folder}: can't write it: {error.strerror}; choose another folder, or make room") from None
