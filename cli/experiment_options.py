@@ -94,6 +94,7 @@ _WORLD = (
 # Key → what its option has no effect without: how the experiment shows that, and the option.
 _GOES_WITH: dict[str, tuple[Callable[[Experiment], bool], str]] = {
     "data.added": (lambda e: e.data.present is not None or bool(e.data.deleted), "--present or --deleted"),
+    "keras.loss": (lambda e: e.keras is not None, "--keras"),
     "optimizer.momentum": (lambda e: e.optimizer.name == "momentum", "--optimizer momentum"),
     **dict.fromkeys(
         [f"world.availability.{name}" for name in ("concentration", "label_hours", "noise_hours", "round_minutes")],
@@ -181,7 +182,8 @@ def own_model(experiment: Experiment) -> ModelSpec | None:
         return None
     from export.user_model import user_spec
 
-    return user_spec(experiment.keras.source, experiment.keras.loss, experiment.model or None)
+    own = experiment.keras
+    return user_spec(own.source, own.loss, experiment.model or None, name_option="--model")
 
 
 def export_for_engine(spec: ModelSpec, folder: Path, seed: int) -> Path:

@@ -8,8 +8,10 @@ after a signal is taken for its consequence.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -19,7 +21,9 @@ class TerminatedError(BaseException):
     """SIGTERM came: like a KeyboardInterrupt, no error that anybody could mend."""
 
 
+_ONE_ASKING = 5.0  # seconds: `timeout` sends it to the process and then to its group, and cleaning up takes a while
 _asked: type[BaseException] | None = None  # signals are the whole process's
+_terminated = -math.inf  # when SIGTERM came last
 
 
 @contextlib.contextmanager
@@ -33,7 +37,8 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # no other may say what a signal does
         yield
         return
-    global _asked
+    global _asked, _terminated
+    _terminated = -math.inf
     handlers = {signal.SIGTERM: _terminate, signal.SIGINT: _interrupt}
     # What is ignored stays so: shells start a script's background programs without Ctrl-C.
     heard = [number for number in handlers if signal.getsignal(number) is not signal.SIG_IGN]
@@ -56,9 +61,12 @@ def raise_if_asked() -> None:
         raise _asked
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # `timeout` sends it to the process and then to its group
-    _end_by(TerminatedError)
+def _terminate(number: int, frame: FrameType | None) -> None:
+    global _terminated
+    now = time.monotonic()
+    if now - _terminated >= _ONE_ASKING:
+        _terminated = now
+        _end_by(TerminatedError)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

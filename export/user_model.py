@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import models.layers  # noqa: F401  # registers the layers that a file may name
 from device_runtime.errors import InputError
 from device_runtime.tensors import DTYPES, TensorSpec, describe
 from models import ClientOptimizer, ModelSpec, trained_variables
+from models.identity import fingerprint
 from models.losses import LOSSES
 from models.metrics import METRICS
 from models.omissions import CLASS_LOSSES, omission
 from models.optimizers import PLAIN_SGD
 
+_ENDING = ".keras"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -31,6 +34,7 @@ def user_spec(
     name: str | None = None,
     metric: str | None = None,
     optimizer: ClientOptimizer = PLAIN_SGD,
+    name_option: str = "--name",
 ) -> ModelSpec:
     """The spec of a model that is in no registry.
 
@@ -41,6 +45,7 @@ def user_spec(
         name: of the bundle; the model's own name by default.
         metric: a key of `models.metrics.METRICS`; accuracy for the cross-entropies, else mean_absolute_error.
         optimizer: of the client.
+        name_option: how whoever calls this lets its user name the model; for messages.
 
     Returns:
         A spec whose `build` makes the same model each time, all weights included.
@@ -53,23 +58,29 @@ def user_spec(
     metric = metric or ("accuracy" if loss in CLASS_LOSSES else "mean_absolute_error")
     if metric not in METRICS or (metric == "accuracy" and loss not in CLASS_LOSSES):
         raise InputError(f"--metric {metric}: not a metric for the loss {loss}; use one of {', '.join(METRICS)}")
-    make = _from_file(Path(source)) if source.endswith(".keras") else _from_function(source)
+    make = _from_file(Path(source)) if source.endswith(_ENDING) else _from_function(source)
     first = _made(make, source)
     _check(first, source, loss)
     kept = first.get_weights()
 
     def build() -> tf.keras.Model:
+        tf.keras.backend.reset_uids()  # else layers without a name would have another one in each model
         model = make()
         model.set_weights(kept)  # a function may draw other weights each time; frozen ones have to stay the same
         return model
 
-    name = name or first.name
-    if not _NAME.fullmatch(name):
-        raise InputError(f"--name {name}: expected letters, digits, '_', '-' and '.'")
+    if not source.endswith(_ENDING):
+        _require_same(first, build, source)
+    chosen = name or first.name
+    if not _NAME.fullmatch(chosen):
+        raise InputError(
+            f"{source}: the model's name {chosen!r} should be of letters, digits, '_', '-' and '.'"
+            + ("" if name else f": give another one with {name_option}")
+        )
     output = first.output_shape
     sparse = loss == "sparse_categorical_crossentropy"
     return ModelSpec(
-        name=name,
+        name=chosen,
         build=build,
         input=tf.TensorSpec((None, *first.inputs[0].shape[1:]), first.inputs[0].dtype),
         label=tf.TensorSpec((None, *(output[1:-1] if sparse else output[1:])), tf.int32 if sparse else tf.float32),
@@ -95,17 +106,46 @@ def _from_function(source: str) -> Callable[[], Any]:
     module_name, colon, function_name = source.partition(":")
     if not (colon and module_name and function_name):
         raise InputError(f"--keras {source}: expected a file that ends in .keras, or module:function")
-    sys.path.insert(0, str(Path.cwd()))
+    folder = Path.cwd()
     try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
+        with _importing_from(folder):
+            module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does on import
-        raise InputError(f"--keras {source}: can't import {module_name}: {_line(error)}") from None
-    finally:
-        sys.path.pop(0)
+        raise InputError(
+            f"--keras {source}: can't import {module_name}: {_line(error)}; modules are looked for in the working"
+            " directory, and among those that are installed"
+        ) from None
+    meant, found = folder / f"{module_name}.py", getattr(module, "__file__", None)
+    if meant.is_file() and (found is None or not meant.samefile(found)):
+        raise InputError(f"--keras {source}: another module has the name {module_name}: rename {meant.name}")
+    function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"--keras {source}: {module_name} has no function {function_name}")
-    made: Callable[[], Any] = function
-    return made
+
+    def make() -> Any:
+        with _importing_from(folder):  # a function may import, too
+            return function()
+
+    return make
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _require_same(first: Any, build: Callable[[], Any], source: str) -> None:
+    """Raise `InputError` where a function makes another model, constants and all, when it is called again."""
+    try:
+        same = fingerprint(first) == fingerprint(build())
+    except Exception as error:  # the user's function, and layers of the user's
+        raise InputError(f"{source}: can't make the model again: {_line(error)}") from None
+    if not same:
+        raise InputError(f"{source}: makes another model each time; a function should always make the same one")
 
 
 def _made(make: Callable[[], Any], source: str) -> Any:
@@ -113,9 +153,11 @@ def _made(make: Callable[[], Any], source: str) -> Any:
         tf.keras.utils.set_random_seed(
             0
         )  # frozen weights that a function draws have to be the same at the parity check
+        tf.keras.backend.reset_uids()
         model = make()
     except Exception as error:  # Keras, zipfile and the user's function have their own kinds
-        raise InputError(f"{source}: can't make the model: {_line(error)}") from None
+        advice = "; one with code of its own is given as MODULE:FUNCTION" if source.endswith(_ENDING) else ""
+        raise InputError(f"{source}: can't make the model: {_line(error)}{advice}") from None
     if not isinstance(model, tf.keras.Model):
         raise InputError(f"{source}: expected a tf.keras.Model, got {type(model).__name__}")
     return model

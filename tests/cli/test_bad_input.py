@@ -66,7 +66,7 @@ needs_tff = pytest.mark.skipif(
         (
             ["--model", "mnist_2nn"],
             "model 'mnist_2nn' takes examples of (28, 28, 1), data set 'digits' has (8, 8, 1):"
-            " choose another --model or --dataset",
+            " choose another model, or another --dataset",
         ),
         (["--drop-out", "2"], "--drop-out should be from 0 to 1, not 2.0"),
         (["--deadline", "0"], "--deadline should be above 0, not 0.0"),
@@ -176,7 +176,7 @@ def test_data_that_the_model_can_t_learn_from(
     out = tmp_path / "run"
     arguments = ["--dataset", "npz", "--data-dir", str(tmp_path / "data"), "--engine", engine, "--out", str(out)]
     line = _line(["simulate", *arguments], 2, capsys)
-    assert line == f"model 'digits_mlp' {message}: choose another --model or --dataset"
+    assert line == f"model 'digits_mlp' {message}: choose another model, or another --dataset"
     assert not out.exists()
 
 

@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 
+from cli import termination
 from cli.main import app, main
 from cli.progress import round_progress
+from cli.termination import TerminatedError, terminable
 
 _ENDS = [(signal.SIGTERM, 143, "pocketfed: terminated"), (signal.SIGINT, 130, "pocketfed: interrupted")]
 
@@ -92,6 +95,17 @@ def test_an_error_without_a_signal_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     _at_step_2(fails, monkeypatch)
     with pytest.raises(TypeError, match="an attribute is missing"):
         main(["work"])
+
+
+def test_sigterm_counts_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once it is `timeout`'s, which sends it to the process and to its group."""
+    monkeypatch.setattr(termination, "_ONE_ASKING", 0.2)
+    with pytest.raises(TerminatedError), terminable():
+        with pytest.raises(TerminatedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.25)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_an_ignored_ctrl_c_stays_ignored() -> None:

@@ -206,7 +206,10 @@ def test_a_file_may_not_bring_code(tmp_path: Path) -> None:
     [
         (("hinge", None, None), "--loss hinge: unknown; known losses: binary_crossentropy, "),
         (("huber", None, "accuracy"), "--metric accuracy: not a metric for the loss huber; use one of"),
-        (("huber", "a/b", None), "--name a/b: expected letters, digits, '_', '-' and '.'"),
+        (
+            ("huber", "a/b", None),
+            "odd_model:build: the model's name 'a/b' should be of letters, digits, '_', '-' and '.'",
+        ),
     ],
 )
 def test_settings_that_are_none(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def _make() -> tf.keras.Model:
         keras.Dense(10, name="head"),
     ]
     return tf.keras.Sequential(layers, name="small")
+
+
+_GROWING = """
+import numpy as np
+import tensorflow as tf
+k = tf.keras.layers
+calls = []
+def make():
+    calls.append(1)
+    return tf.keras.Sequential([k.Input((8, 8, 1)), k.Flatten(), k.Dense(10 + len(calls))])
+def draw():
+    x = k.Input((8, 8, 1))
+    return tf.keras.Model(x, k.Dense(10)(k.Flatten()(x) * np.random.default_rng().random(64)))
+"""
 
 
 def _save(path: Path, seed: int = 1) -> Path:
@@ -125,13 +140,14 @@ def test_the_file_of_a_run_repeats_it_with_the_same_model_alone(
 
 
 def test_a_function_in_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the name of what is made, which a model without one needs."""
+    """Which imports another module, and names no layer: they have the same names in every process and run."""
     source = (
         "import tensorflow as tf\n"
         "def make():\n"
         "    k = tf.keras.layers\n"
-        "    return tf.keras.Sequential([k.Input((8, 8, 1)), k.Flatten(), k.Dense(10, name='head')])\n"
-    )
+        "    return tf.keras.Sequential([k.Input((8, 8, 1)), k.Flatten(), k.Dense(UNITS), k.Dense(10)])\n"
+    ).replace("    k =", "    from simulated_units import UNITS\n    k =")
+    (tmp_path / "simulated_units.py").write_text("UNITS = 5")
     (tmp_path / "simulated_model.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     own = ["--keras", "simulated_model:make", "--loss", CE, "--model", "named", "--clients", "10", "--rounds", "1"]
@@ -139,16 +155,31 @@ def test_a_function_in_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     runs = sorted(Path("sweep").glob("lr-*"))
     assert [run.name for run in runs] == ["lr-0.1", "lr-0.2154"]
     assert {load_experiment(run / "experiment.toml", {}).model for run in runs} == {"named"}
+    learned = runs[0] / "weights.safetensors"
+    assert main(["export", *own[:4], "--weights", str(learned), "--out", "bundles"]) == 0
+    assert main(["parity", "bundles", "--keras", "simulated_model:make"]) == 0
+    names = ["dense/bias", "dense/kernel", "dense_1/bias", "dense_1/kernel"]
+    assert sorted(safetensors.numpy.load_file(learned)) == names
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--keras", "small.keras"], "--keras needs --loss, such as --loss sparse_categorical_crossentropy"),
+        (["--loss", CE], "--loss is of a model of your own: give --keras too, or leave it out"),
+        (["--keras", "none", "--loss", CE], "--loss has no effect without --keras: leave it out, or give that too"),
         (
-            ["--keras", "small.keras"],
-            "--loss should be one of binary_crossentropy, categorical_crossentropy, huber, mean",
+            ["--keras", "small.keras", "--loss", "hinge"],
+            "--loss should be one of binary_crossentropy, categorical_cross",
         ),
-        (["--loss", CE], "--keras should be a .keras file or module:function, not ''"),
+        (
+            ["--keras", "small.keras", "--loss", CE, "--model", "a b"],
+            "small.keras: the model's name 'a b' should be of letters, digits, '_', '-' and '.'",
+        ),
+        (["--model", ""], "--model should be a model's name, not ''"),
+        (["--keras", "code:make", "--loss", CE], "--keras code:make: another module has the name code: rename code.py"),
+        (["--keras", "growing:make", "--loss", CE], "growing:make: can't make the model again: "),
+        (["--keras", "growing:draw", "--loss", CE], "growing:draw: makes another model each time; a function should"),
         (
             ["--keras", "none.keras", "--loss", CE],
             "none.keras: no such file; give a model that Keras saved as .keras, or",
@@ -159,7 +190,7 @@ def test_a_function_in_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ),
         (
             ["--keras", "small.keras", "--loss", CE, "--dataset", "npz", "--data-dir", "clients"],
-            "model 'small' takes examples of (8, 8, 1), data set 'npz' has (3,): choose another --model or --dataset",
+            "model 'small' takes examples of (8, 8, 1), data set 'npz' has (3,): choose another model, or",
         ),
     ],
 )
@@ -172,6 +203,9 @@ def test_what_is_wrong_is_said_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _save(Path("small.keras"))
+    (tmp_path / "code.py").write_text("def make(): ...")
+    (tmp_path / "growing.py").write_text(_GROWING)
+    monkeypatch.delitem(sys.modules, "growing", raising=False)
     (tmp_path / "clients").mkdir()
     x, y = np.zeros((4, 3), np.float32), np.zeros(4, np.int32)
     np.savez(tmp_path / "clients" / "one.npz", x=x, y=y, x_test=x, y_test=y)
@@ -187,6 +221,10 @@ def test_a_script_s_own_spec(tmp_path: Path) -> None:
     written = load_experiment(tmp_path / "run" / "experiment.toml", {})
     assert written.keras is not None
     assert (written.model, written.keras.source, written.keras.loss) == ("mine", "a script", CE)
+    # It goes on in another process, where other draws came before.
+    tf.keras.utils.set_random_seed(99)
+    longer = Experiment(rounds=2, data=Data(clients=10))
+    assert run_experiment(longer, tmp_path / "run", own=spec, resume=True)["rounds"] == 2
     with pytest.raises(InputError, match=r"^the experiment's model is a script: give it to run_experiment, as own$"):
         run_experiment(written, tmp_path / "again")
     assert OwnModel("a", CE).within(tmp_path).source == "a"

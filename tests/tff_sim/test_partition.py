@@ -392,3 +392,5 @@ def test_a_seed_below_0_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=r"^seed should be a whole number of at least 0, not -1$"):
             dealing()
+    with pytest.raises(InputError, match=r"^seed should be a whole number of at least 0, not 1\.5$"):
+        deal(_data(40), "iid", 4, 1.5)  # type: ignore[arg-type]

@@ -142,6 +142,9 @@ def test_a_file_says_what_is_otherwise_and_an_option_more(tmp_path: Path) -> Non
         ),
         ("[keras]\nsource = 3\nloss = 'huber'", "keras.source should be a text, not 3"),
         ("[keras]\nmetric = 'accuracy'", "unknown key 'keras.metric'; known here: source, loss, sha256"),
+        ("[keras]", "[keras] source should be a .keras file or module:function, not ''"),
+        ("[keras]\nsource = 'none'\nfoo = 1", "unknown key 'keras.foo'; known here: source, loss, sha256"),
+        ("model = ''", "model should be a model's name, not ''"),
         ("keras = 'a.keras'", "keras should be a table, [keras]"),
     ],
 )

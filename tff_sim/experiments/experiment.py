@@ -55,6 +55,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         make_plain(self)
+        if not self.model and self.keras is None:
+            raise SettingError("model", "should be a model's name, not ''")
         if not (is_number(self.fraction) and 0 <= self.fraction <= 1):
             raise SettingError("fraction", f"should be from 0 to 1, not {self.fraction!r}")
         if not isinstance(self.rounds, int):

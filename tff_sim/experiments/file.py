@@ -15,10 +15,11 @@ from device_runtime.work import SEED_BITS, ClientWork
 from tff_sim.algorithms.algorithm import SERVER_OPTIMIZERS
 from tff_sim.algorithms.schedules import SCHEDULES
 from tff_sim.experiments.experiment import Experiment
-from tff_sim.experiments.own_model import FILE_ENDING
+from tff_sim.experiments.own_model import FILE_ENDING, OwnModel
 from tff_sim.experiments.settings import (
     NO_FLAGS,
     NONE,
+    expanded,
     flat,
     from_tables,
     in_words_of_file,
@@ -144,11 +145,16 @@ def _inner(tables: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 def _with_own_model(tables: Mapping[str, Any], own: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     """The tables, with a model's path relative to the file's folder, and without a name unless they say one."""
     said = {key: value for key, value in own.items() if value != NONE}
-    if not said or own.get("source") == NONE:
+    known = [field.name for field in fields(OwnModel)]
+    if own and (not said or own.get("source") == NONE) and said.keys() <= set(known):
         return {**tables, "keras": None}
+    if path is None and "source" not in said:
+        raise InputError("--loss is of a model of your own: give --keras too, or leave it out")
+    if path is None and "loss" not in said:
+        raise InputError("--keras needs --loss, such as --loss sparse_categorical_crossentropy")
     source = said.get("source")
-    if path is not None and isinstance(source, str) and source.endswith(FILE_ENDING):
-        said["source"] = str(path.parent / Path(source).expanduser())
+    if isinstance(source, str) and source.endswith(FILE_ENDING):
+        said["source"] = str((Path() if path is None else path.parent) / expanded(source))
     return {"model": "", **tables, "keras": said}
 
 

@@ -45,4 +45,6 @@ def _type(array: npt.NDArray[Any]) -> tuple[str, tuple[int, ...]]:
 
 
 def _misfit(spec: ModelSpec, data: FederatedData, takes: str, has: str) -> InputError:
-    return InputError(f"model {spec.name!r} {takes}, data set {data.name!r} {has}: choose another --model or --dataset")
+    return InputError(
+        f"model {spec.name!r} {takes}, data set {data.name!r} {has}: choose another model, or another --dataset"
+    )

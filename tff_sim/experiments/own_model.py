@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import models
 from device_runtime.errors import InputError
 from models.identity import fingerprint
 from models.losses import LOSSES
+from tff_sim.experiments.settings import expanded
 
 if TYPE_CHECKING:
     from models import ModelSpec
@@ -45,7 +47,7 @@ class OwnModel:
         """With the file's path, where it is one and is not absolute, below this folder."""
         if not self.source.endswith(FILE_ENDING):
             return self
-        return replace(self, source=str(folder / Path(self.source).expanduser()))
+        return replace(self, source=str(folder / expanded(self.source)))
 
 
 def with_model(experiment: Experiment, spec: ModelSpec) -> Experiment:
@@ -59,7 +61,8 @@ def with_model(experiment: Experiment, spec: ModelSpec) -> Experiment:
             f"model {spec.name!r}: its metric is {spec.metric}, and experiments follow the accuracy: take a loss over"
             " classes, or rounds of your own with tff_sim.build_fed_avg"
         )
-    model = OwnModel(spec.source, spec.loss, fingerprint(spec.build()))
+    # A script's own spec may draw its weights, after the seed as the experiment will.
+    model = OwnModel(spec.source, spec.loss, fingerprint(models.seeded_model(spec, experiment.work.seed)))
     before = experiment.keras
     if before is not None and before.sha256 not in (None, model.sha256):
         raise InputError(

@@ -6,6 +6,7 @@ default, and a word where it is not: ``all`` for a batch size, ``none`` elsewher
 
 from __future__ import annotations
 
+import os
 import re
 import types
 import typing
@@ -151,7 +152,7 @@ class _Reader:
             return tuple(self._typed(typing.get_args(kind)[0], item, path) for item in value)
         if kind is Path and isinstance(value, str | Path):
             folder = Path() if self._source is None else self._source.parent
-            return folder / Path(value).expanduser()
+            return folder / expanded(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -160,6 +161,11 @@ class _Reader:
 
     def _error(self, text: str) -> InputError:
         return InputError(text if self._source is None else f"{self._source}: {text}")
+
+
+def expanded(path: str | Path) -> Path:
+    """With a home in the place of ``~``; an unknown user's is left as it is, which a Path's own method is not."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def flat(tables: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -130,8 +130,8 @@ def _natural_clients(
 
 
 def _random(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise InputError(f"seed should be a whole number of at least 0, not {seed}")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed should be a whole number of at least 0, not {seed!r}")
     return np.random.Generator(np.random.Philox(seed))
 
 
