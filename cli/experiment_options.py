@@ -178,11 +178,11 @@ def own_model(experiment: Experiment) -> ModelSpec | None:
     Raises:
         InputError: it can't be loaded, or is not one that a device could train.
     """
-    if experiment.keras is None:
+    own = experiment.keras
+    if own is None:
         return None
     from export.user_model import user_spec
 
-    own = experiment.keras
     return user_spec(own.source, own.loss, experiment.model or None, name_option="--model")
 
 

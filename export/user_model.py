@@ -150,9 +150,8 @@ def _require_same(first: Any, build: Callable[[], Any], source: str) -> None:
 
 def _made(make: Callable[[], Any], source: str) -> Any:
     try:
-        tf.keras.utils.set_random_seed(
-            0
-        )  # frozen weights that a function draws have to be the same at the parity check
+        # Frozen weights that a function draws have to be the same at the parity check.
+        tf.keras.utils.set_random_seed(0)
         tf.keras.backend.reset_uids()
         model = make()
     except Exception as error:  # Keras, zipfile and the user's function have their own kinds

@@ -35,8 +35,8 @@ def fingerprint(model: tf.keras.Model) -> str:
         concrete = function.get_concrete_function(*inputs)
         graph = concrete.graph.as_graph_def()
         captured = [numbers.get(id(tensor), -1) for tensor in concrete.captured_inputs]
-        digest.update(f"{captured}{[output.op.type for output in concrete.outputs]}".encode())
-        _Graphs(digest, graph.library.function).add(graph.node)
+        digest.update(repr(captured).encode())
+        _Graphs(digest, graph.library.function).add(graph.node, results=[output.name for output in concrete.outputs])
     return digest.hexdigest()
 
 
@@ -49,7 +49,7 @@ class _Graphs:
         self._numbers: dict[str, int] = {}
 
     def add(self, nodes: Iterable[Any], arguments: Iterable[str] = (), results: Iterable[str] = ()) -> None:
-        """The nodes in their order; of a function also the names of its arguments, and what it returns."""
+        """The nodes in their order, and what is returned of them; of a function also the names of its arguments."""
         nodes = list(nodes)
         places = {name: place for place, name in enumerate([*arguments, *(node.name for node in nodes)])}
         for node in nodes:

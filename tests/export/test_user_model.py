@@ -18,6 +18,7 @@ from device_runtime.errors import InputError
 from export.inference import compare_inference
 from export.parity import check_parity
 from export.user_model import read_representative, user_spec
+from tests.small_model import make_small
 
 keras = tf.keras.layers
 CE = "sparse_categorical_crossentropy"
@@ -25,20 +26,9 @@ CE = "sparse_categorical_crossentropy"
 
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A convolutional network with batch normalisation and dropout, as a user saves it."""
+    """As a user saves it."""
     path = tmp_path_factory.mktemp("keras") / "small.keras"
-    tf.keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.Conv2D(4, 3, name="conv"),
-            keras.BatchNormalization(name="norm"),
-            keras.ReLU(),
-            keras.Flatten(),
-            keras.Dropout(0.25),
-            keras.Dense(10, name="head"),
-        ],
-        name="small",
-    ).save(path)
+    make_small().save(path)
     return path
 
 

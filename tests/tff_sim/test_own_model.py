@@ -17,28 +17,14 @@ from cli.main import main
 from device_runtime.bundle import open_bundle
 from device_runtime.errors import InputError
 from models import ModelSpec
+from tests.small_model import make_small
 from tff_sim import Data, Experiment, run_experiment
 from tff_sim.experiments.file import load_experiment
 from tff_sim.experiments.own_model import OwnModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
-keras = tf.keras.layers
 CE = "sparse_categorical_crossentropy"
-
-
-def _make() -> tf.keras.Model:
-    """With all that training has to know of: statistics, random numbers, a nested weight order."""
-    layers = [
-        keras.Input((8, 8, 1)),
-        keras.Conv2D(4, 3, name="conv"),
-        keras.BatchNormalization(name="norm"),
-        keras.ReLU(),
-        keras.Flatten(),
-        keras.Dropout(0.25),
-        keras.Dense(10, name="head"),
-    ]
-    return tf.keras.Sequential(layers, name="small")
 
 
 _GROWING = """
@@ -57,7 +43,7 @@ def draw():
 
 def _save(path: Path, seed: int = 1) -> Path:
     tf.keras.utils.set_random_seed(seed)
-    _make().save(path)
+    make_small().save(path)
     return path
 
 
@@ -215,7 +201,7 @@ def test_what_is_wrong_is_said_in_a_line(
 
 def test_a_script_s_own_spec(tmp_path: Path) -> None:
     registered = models.get("digits_mlp")
-    spec = ModelSpec("mine", _make, registered.input, registered.label, CE, "accuracy", source="a script")
+    spec = ModelSpec("mine", make_small, registered.input, registered.label, CE, "accuracy", source="a script")
     experiment = Experiment(rounds=1, data=Data(clients=10))
     assert run_experiment(experiment, tmp_path / "run", own=spec)["model"] == "mine"
     written = load_experiment(tmp_path / "run" / "experiment.toml", {})

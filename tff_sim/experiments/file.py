@@ -15,11 +15,10 @@ from device_runtime.work import SEED_BITS, ClientWork
 from tff_sim.algorithms.algorithm import SERVER_OPTIMIZERS
 from tff_sim.algorithms.schedules import SCHEDULES
 from tff_sim.experiments.experiment import Experiment
-from tff_sim.experiments.own_model import FILE_ENDING, OwnModel
+from tff_sim.experiments.own_model import OwnModel, located
 from tff_sim.experiments.settings import (
     NO_FLAGS,
     NONE,
-    expanded,
     flat,
     from_tables,
     in_words_of_file,
@@ -153,8 +152,8 @@ def _with_own_model(tables: Mapping[str, Any], own: Mapping[str, Any], path: Pat
     if path is None and "loss" not in said:
         raise InputError("--keras needs --loss, such as --loss sparse_categorical_crossentropy")
     source = said.get("source")
-    if isinstance(source, str) and source.endswith(FILE_ENDING):
-        said["source"] = str((Path() if path is None else path.parent) / expanded(source))
+    if isinstance(source, str):
+        said["source"] = located(source, Path() if path is None else path.parent)
     return {"model": "", **tables, "keras": said}
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from models import ModelSpec
     from tff_sim.experiments.experiment import Experiment
 
-FILE_ENDING = ".keras"
+_FILE_ENDING = ".keras"
 _METRIC = "accuracy"
 
 
@@ -44,10 +44,13 @@ class OwnModel:
             raise ValueError(f"loss should be one of {', '.join(sorted(LOSSES))}, not {self.loss!r}")
 
     def within(self, folder: Path) -> Self:
-        """With the file's path, where it is one and is not absolute, below this folder."""
-        if not self.source.endswith(FILE_ENDING):
-            return self
-        return replace(self, source=str(folder / expanded(self.source)))
+        """With its source `located` in this folder."""
+        return replace(self, source=located(self.source, folder))
+
+
+def located(source: str, folder: Path) -> str:
+    """A source, with a file's path below this folder where it is not absolute."""
+    return str(folder / expanded(source)) if source.endswith(_FILE_ENDING) else source
 
 
 def with_model(experiment: Experiment, spec: ModelSpec) -> Experiment:
